@@ -1,6 +1,7 @@
 module github.com/cofferdb/coffer
 
-go 1.26
+go 1.26.0
+
 require (
 	github.com/BurntSushi/toml v1.6.0
 	github.com/alecthomas/kong v1.17.0
