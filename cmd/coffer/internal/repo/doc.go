@@ -1,0 +1,7 @@
+// Package repo holds no code: its tests are the repository's own rules, so that
+// a change which breaks one fails `go test ./...` and not a reviewer's patience.
+//
+// They check the import line of docs/design.md, what may stand in the tree, that
+// documents point at things which exist, and that the published compose topology
+// works. A rule that has to give way is changed here, with the reason beside it.
+package repo

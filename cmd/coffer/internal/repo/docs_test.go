@@ -1,0 +1,134 @@
+package repo
+
+import (
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// link finds the target of an inline Markdown link or image.
+var link = regexp.MustCompile(`\]\(([^)\s]+)(?:\s+"[^"]*")?\)`)
+
+// TestMarkdownLinks follows every link inside the repository, with its anchor.
+func TestMarkdownLinks(t *testing.T) {
+	links := 0
+	err := walk(func(name string) error {
+		if path.Ext(name) != ".md" {
+			return nil
+		}
+		for line, text := range prose(t, name) {
+			for _, m := range link.FindAllStringSubmatch(text, -1) {
+				u, err := url.Parse(m[1])
+				if err != nil {
+					t.Errorf("%s:%d: %v", name, line+1, err)
+					continue
+				}
+				if u.Scheme != "" || u.Host != "" {
+					continue
+				}
+				links++
+				target := name
+				if u.Path != "" {
+					target = path.Join(path.Dir(name), u.Path)
+				}
+				if _, err := os.Stat(filepath.Join(root, target)); err != nil {
+					t.Errorf("%s:%d: link to %s: nothing there", name, line+1, m[1])
+					continue
+				}
+				if u.Fragment != "" && path.Ext(target) == ".md" && !anchors(t, target)[u.Fragment] {
+					t.Errorf("%s:%d: link to %s: no such heading", name, line+1, m[1])
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if links < 10 {
+		t.Errorf("only %d internal links found: the pattern no longer matches", links)
+	}
+}
+
+// prose returns a document's lines, with those inside fenced code blanked.
+func prose(t *testing.T, name string) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text), "\n")
+	fenced := false
+	for i, line := range lines {
+		if strings.HasPrefix(strings.TrimSpace(line), "```") {
+			fenced = !fenced
+			lines[i] = ""
+		} else if fenced {
+			lines[i] = ""
+		}
+	}
+	if fenced {
+		t.Errorf("%s: a code fence is not closed", name)
+	}
+	return lines
+}
+
+var notSlug = regexp.MustCompile(`[^\p{L}\p{N}\s_-]`)
+
+// anchors lists a document's headings as the links to them are written.
+func anchors(t *testing.T, name string) map[string]bool {
+	t.Helper()
+	found := make(map[string]bool)
+	for _, line := range prose(t, name) {
+		heading := strings.TrimLeft(line, "#")
+		if heading == line || !strings.HasPrefix(heading, " ") {
+			continue
+		}
+		slug := notSlug.ReplaceAllString(strings.ToLower(strings.TrimSpace(heading)), "")
+		found[strings.ReplaceAll(slug, " ", "-")] = true
+	}
+	return found
+}
+
+// TestDocsAreIndexed keeps every document reachable from docs/README.md.
+func TestDocsAreIndexed(t *testing.T) {
+	linked := make(map[string]bool)
+	queue := []string{"docs/README.md"}
+	for len(queue) > 0 {
+		name := queue[0]
+		queue = queue[1:]
+		if linked[name] {
+			continue
+		}
+		linked[name] = true
+		for _, text := range prose(t, name) {
+			for _, m := range link.FindAllStringSubmatch(text, -1) {
+				u, err := url.Parse(m[1])
+				if err != nil || u.Scheme != "" || u.Path == "" {
+					continue
+				}
+				target := path.Join(path.Dir(name), u.Path)
+				info, err := os.Stat(filepath.Join(root, target))
+				if err != nil || info.IsDir() {
+					continue // TestMarkdownLinks reports what is missing
+				}
+				if path.Ext(target) == ".md" {
+					queue = append(queue, target)
+				}
+			}
+		}
+	}
+	err := walk(func(name string) error {
+		if path.Ext(name) == ".md" && strings.HasPrefix(name, "docs/") && !linked[name] {
+			t.Errorf("%s is not reachable from docs/README.md", name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
