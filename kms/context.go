@@ -142,6 +142,9 @@ func (t *Tagger) MAC(purpose string, msg []byte) [32]byte {
 	return sum
 }
 
+// Format writes [redacted], whatever the verb.
+func (*Tagger) Format(f fmt.State, _ rune) { redact(f) }
+
 func (t *Tagger) state() *tagState {
 	s := t.pool.Get().(*tagState) //nolint:errcheck,forcetypeassert // the pool holds nothing else
 	return s

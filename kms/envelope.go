@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -171,11 +172,15 @@ func (k *DataKey) Open(dst, aad, envelope []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// String is [redacted].
-func (*DataKey) String() string { return "[redacted]" }
+// Format writes [redacted], whatever the verb.
+func (*DataKey) Format(f fmt.State, _ rune) { redact(f) }
 
-// GoString is [redacted].
-func (*DataKey) GoString() string { return "[redacted]" }
+// LogValue is [redacted].
+func (*DataKey) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+const redacted = "[redacted]"
+
+func redact(f fmt.State) { _, _ = f.Write([]byte(redacted)) } // fmt.State never fails
 
 // scratch is room for additional data, which escapes into the cipher.
 type scratch struct{ b []byte }
