@@ -1,0 +1,156 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+)
+
+const (
+	reserveShare = 20 // a twentieth of what is free
+	minReserve   = 64 << 20
+	watchEvery   = time.Second
+)
+
+// maxStore decides the server's limit. It must be explicit: the server's own
+// default is three quarters of what happens to be free, also when most of that
+// is taken by the streams themselves.
+func maxStore(o Options) (int64, error) {
+	if o.MaxStore > 0 {
+		return o.MaxStore, nil
+	}
+	free, err := freeBytes(o.StoreDir)
+	if err != nil {
+		return 0, err
+	}
+	var used int64
+	err = filepath.WalkDir(o.StoreDir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return skipVanished(err)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return skipVanished(err)
+		}
+		used += info.Size()
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return max(used+free-max(free/reserveShare, minReserve), minReserve), nil
+}
+
+func skipVanished(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Check reports whether the server can take writes: [ErrFrozen] when a stream
+// stopped after a write error, [ErrLost] when messages are missing, or that
+// JetStream is off. It looks at every stream; ask every few seconds, not for
+// every request.
+func (s *Server) Check(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("check the embedded NATS server: %w", err)
+	}
+	srv := s.current()
+	if !srv.Running() || !srv.JetStreamEnabled() {
+		return fmt.Errorf("check the embedded NATS server: %w: JetStream is off", ErrFrozen)
+	}
+	if err := frozen(srv); err != nil {
+		return err
+	}
+	if syncer := s.Syncer(); syncer != nil {
+		if err := syncer.failure(); err != nil {
+			return err
+		}
+	}
+	return lost(srv)
+}
+
+func frozen(srv *server.Server) error {
+	health := srv.Healthz(&server.HealthzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT, Details: true})
+	for _, e := range health.Errors {
+		if e.Type != server.HealthzErrorStream {
+			continue
+		}
+		if strings.Contains(e.Error, "no space left") {
+			return fmt.Errorf("%w: stream %s: %w", ErrFrozen, e.Stream, syscall.ENOSPC)
+		}
+		return fmt.Errorf("%w: stream %s: %s", ErrFrozen, e.Stream, e.Error)
+	}
+	return nil
+}
+
+func lost(srv *server.Server) error {
+	acc, err := srv.JszAccount(&server.JSzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT, Streams: true})
+	if err != nil {
+		return fmt.Errorf("check the embedded NATS server: %w", err)
+	}
+	for _, stream := range acc.Streams {
+		if l := stream.State.Lost; l != nil && len(l.Msgs) > 0 {
+			return fmt.Errorf("%w: stream %s: %d messages, the first at sequence %d", ErrLost, stream.Name, len(l.Msgs), l.Msgs[0])
+		}
+	}
+	return nil
+}
+
+// watch syncs what was written outside of commits (tombstones of expiry), and
+// restarts the server once a full disk has room again.
+func (s *Server) watch() {
+	defer close(s.done)
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		if syncer := s.Syncer(); syncer != nil {
+			syncer.settle()
+		}
+		err := frozen(s.current())
+		if !errors.Is(err, syscall.ENOSPC) || !s.hasRoom() {
+			continue
+		}
+		s.log.Warn("the disk has room again, restarting the NATS server", "dir", s.opts.StoreDir)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		if err := s.Restart(ctx); err != nil {
+			s.log.Error("restart of the NATS server failed", "error", err)
+		}
+		cancel()
+	}
+}
+
+func (s *Server) hasRoom() bool {
+	free, err := freeBytes(s.opts.StoreDir)
+	return err == nil && free > 16<<20
+}
+
+// lockFolder takes the folder for this Server, until the file is closed.
+func lockFolder(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("embedded NATS: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
+		}
+		return nil, fmt.Errorf("embedded NATS: lock %s: %w", dir, err)
+	}
+	return f, nil
+}
