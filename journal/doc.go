@@ -22,8 +22,8 @@
 //     re-created by itself.
 //   - Without a usable key nothing is stored and nothing is skipped.
 //
-// Limits: 64 KiB and 32 levels of nesting per event, 5,000 bytes of text per
-// text body, ids of 128 bytes; see [Limits]. Event times lie between the year
+// Limits: 64 KiB and 32 levels of nesting per event, 5 KiB of text per text
+// body, ids of 128 bytes; see [Limits]. Event times lie between the year
 // 2000 and five minutes from now.
 //
 // The formats are normative in docs/format: record.md (events and records) and

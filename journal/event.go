@@ -35,7 +35,7 @@ type Event struct {
 	// Data is the JSON object with the content. Unknown members are kept.
 	Data jsontext.Value
 
-	// checked marks Data as validated: the slice it was when it was.
+	// checked marks Data as canonical and valid for the type.
 	checked dataMark
 }
 
@@ -78,16 +78,17 @@ type StreamInfo struct {
 	Incarnation string
 }
 
-// dataMark remembers which bytes were validated, so that an event that was
-// parsed is not validated a second time when it is appended.
+// dataMark remembers which bytes were found valid for which type, so that an
+// event that was parsed is not validated a second time when it is appended.
 type dataMark struct {
+	kind  Type
 	first *byte
 	size  int
 }
 
-func markOf(data []byte) dataMark {
-	if len(data) == 0 {
+func (e *Event) mark() dataMark {
+	if len(e.Data) == 0 {
 		return dataMark{}
 	}
-	return dataMark{first: &data[0], size: len(data)}
+	return dataMark{kind: e.Type, first: &e.Data[0], size: len(e.Data)}
 }

@@ -153,15 +153,15 @@ func ParseConversationType(s string) (ConversationType, error) {
 // characters and everything that is not ASCII are refused, so that an id cannot
 // reach a subject or a path as something else, and two ids that look the same
 // are the same.
-func CheckUserID(s string) error { return checkID(s, MaxID, false) }
+func CheckUserID(s string) error { return checkAt("", s, false) }
 
 // CheckEventID reports whether s can be an event's id; the rule is that of
 // [CheckUserID].
-func CheckEventID(s string) error { return checkID(s, MaxID, false) }
+func CheckEventID(s string) error { return checkAt("", s, false) }
 
 // CheckConversationID reports whether s can be a conversation's id: as a user's
 // id, and commas; with a comma, up to 257 bytes.
-func CheckConversationID(s string) error { return checkID(s, MaxID, true) }
+func CheckConversationID(s string) error { return checkAt("", s, true) }
 
 // DirectConversation returns the id of the direct conversation of two users.
 // It is the same whoever comes first.
@@ -188,7 +188,7 @@ func idClass(c byte) byte {
 	return 0
 }
 
-func checkID(s string, limit int, comma bool) *InputError {
+func checkID(s string, comma bool) *InputError {
 	if s == "" {
 		return invalid("", "an id must not be empty")
 	}
@@ -205,6 +205,7 @@ func checkID(s string, limit int, comma bool) *InputError {
 			return invalid("", badCharacter(s[i:]))
 		}
 	}
+	limit := MaxID
 	if commas > 0 {
 		limit = maxDirectID
 	}
