@@ -146,8 +146,8 @@ func parseCloudEvent(data []byte, limits Limits, replayed bool) (parsed, error) 
 			break
 		}
 		// The token is only good until the next one is read.
-		name := attributeOf(tok.String())
-		if name == "" || name == "position" && !replayed {
+		pointer := attributeOf(tok.String())
+		if pointer == "" || pointer == "/position" && !replayed {
 			return p, unknownAttribute(tok.String())
 		}
 		raw, err := dec.ReadValue()
@@ -158,7 +158,7 @@ func parseCloudEvent(data []byte, limits Limits, replayed bool) (parsed, error) 
 			// CloudEvents JSON format, section 2.2: null means unset.
 			continue
 		}
-		if err := p.set(name, raw, limits); err != nil {
+		if err := p.set(pointer, raw, limits); err != nil {
 			return p, err
 		}
 	}
@@ -171,35 +171,36 @@ func parseCloudEvent(data []byte, limits Limits, replayed bool) (parsed, error) 
 	return p, nil
 }
 
-// attributeOf returns a constant, so that a known name costs no allocation.
+// attributeOf returns the JSON pointer of a known attribute, as a constant so
+// that it costs no allocation, or "".
 func attributeOf(name string) string {
 	switch name {
 	case "specversion":
-		return "specversion"
+		return "/specversion"
 	case "id":
-		return "id"
+		return "/id"
 	case "source":
-		return "source"
+		return "/source"
 	case "type":
-		return "type"
+		return "/type"
 	case "time":
-		return "time"
+		return "/time"
 	case "conversation":
-		return "conversation"
+		return "/conversation"
 	case "conversationtype":
-		return "conversationtype"
+		return "/conversationtype"
 	case "sender":
-		return "sender"
+		return "/sender"
 	case "recipient":
-		return "recipient"
+		return "/recipient"
 	case "target":
-		return "target"
+		return "/target"
 	case "datacontenttype":
-		return "datacontenttype"
+		return "/datacontenttype"
 	case "data":
-		return "data"
+		return "/data"
 	case "position":
-		return "position"
+		return "/position"
 	}
 	return ""
 }
@@ -215,9 +216,8 @@ func unknownAttribute(name string) error {
 	return invalid(pointer, "unknown attribute; what is your own belongs into data.ext")
 }
 
-func (p *parsed) set(name string, raw jsontext.Value, limits Limits) error {
-	pointer := "/" + name
-	if name == "data" {
+func (p *parsed) set(pointer string, raw jsontext.Value, limits Limits) error {
+	if pointer == "/data" {
 		if raw.Kind() != '{' {
 			return invalid(pointer, "data must be a JSON object")
 		}
@@ -234,17 +234,21 @@ func (p *parsed) set(name string, raw jsontext.Value, limits Limits) error {
 	if len(raw) > 6*maxDirectID+2 {
 		return tooLarge(pointer, "the attribute is too long")
 	}
-	text, err := jsontext.AppendUnquote(nil, raw)
-	if err != nil {
-		return syntaxError(err)
+	s := string(raw[1 : len(raw)-1])
+	var err error
+	if strings.Contains(s, `\`) {
+		text, err := jsontext.AppendUnquote(nil, raw)
+		if err != nil {
+			return syntaxError(err)
+		}
+		s = string(text)
 	}
-	s := string(text)
-	switch name {
-	case "specversion":
+	switch pointer {
+	case "/specversion":
 		if s != specVersion {
 			return invalid(pointer, "only CloudEvents 1.0 is known")
 		}
-	case "source":
+	case "/source":
 		id, ok := strings.CutPrefix(s, sourcePrefix)
 		if !ok {
 			return invalid(pointer, "a source is /apps/ and the app's id")
@@ -253,40 +257,40 @@ func (p *parsed) set(name string, raw jsontext.Value, limits Limits) error {
 			return invalid(pointer, "a source is /apps/ and the app's id of 32 hex digits")
 		}
 		p.hasSource = true
-	case "datacontenttype":
+	case "/datacontenttype":
 		if s != contentType {
 			return invalid(pointer, "data must be of the type application/json")
 		}
-	case "type":
+	case "/type":
 		if p.Type, err = ParseType(s); err != nil {
 			return invalid(pointer, "not a known type of event")
 		}
-	case "time":
+	case "/time":
 		if p.Time, err = parseTime(s); err != nil {
 			return err
 		}
-	case "conversationtype":
+	case "/conversationtype":
 		if p.ConversationType, err = ParseConversationType(s); err != nil {
 			return invalid(pointer, "not direct, group or room")
 		}
-	case "position":
+	case "/position":
 		if p.Position, err = ParsePosition(s); err != nil {
 			return invalid(pointer, "not a decimal number of 64 bits")
 		}
 		p.hasPosition = true
-	case "id":
+	case "/id":
 		p.ID = s
 		return checkAt(pointer, s, false)
-	case "conversation":
+	case "/conversation":
 		p.Conversation = s
 		return checkAt(pointer, s, true)
-	case "sender":
+	case "/sender":
 		p.Sender = s
 		return checkAt(pointer, s, false)
-	case "recipient":
+	case "/recipient":
 		p.Recipient = s
 		return checkAt(pointer, s, false)
-	case "target":
+	case "/target":
 		p.Target = s
 		return checkAt(pointer, s, false)
 	}

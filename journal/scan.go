@@ -46,19 +46,25 @@ func inspect(data []byte, depth, outer int) error {
 // stringEnd returns the index after the quote that ends a string whose first
 // byte is at i, and whether the string holds an escaped NUL.
 func stringEnd(data []byte, i int) (end int, nul bool) {
-	for i < len(data) {
-		switch data[i] {
-		case '"':
-			return i + 1, nul
-		case '\\':
-			if bytes.HasPrefix(data[i+1:], []byte("u0000")) {
-				nul = true
+	quote := -1
+	for {
+		if quote < i {
+			n := bytes.IndexByte(data[min(i, len(data)):], '"')
+			if n < 0 {
+				return len(data), nul
 			}
-			i++
+			quote = i + n
+		}
+		n := bytes.IndexByte(data[i:quote], '\\')
+		if n < 0 {
+			return quote + 1, nul
+		}
+		i += n + 1
+		if bytes.HasPrefix(data[i:], []byte("u0000")) {
+			nul = true
 		}
 		i++
 	}
-	return len(data), nul
 }
 
 func isNumberByte(c byte) bool {
