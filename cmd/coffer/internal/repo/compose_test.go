@@ -1,0 +1,172 @@
+package repo
+
+import (
+	"go/version"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+	natsserver "github.com/nats-io/nats-server/v2/server"
+)
+
+// oneShot names the services that run to their end before others start.
+var oneShot = map[string]bool{"setup": true, "vault-setup": true}
+
+// compose loads docker-compose.yml as Docker's own tools do, with no variable of
+// this machine.
+func compose(t *testing.T) *types.Project {
+	t.Helper()
+	top, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := loader.LoadWithContext(t.Context(), types.ConfigDetails{
+		WorkingDir:  top,
+		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(top, "docker-compose.yml")}},
+		Environment: types.Mapping{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return project
+}
+
+func TestComposeFile(t *testing.T) {
+	project := compose(t)
+	for _, name := range []string{"setup", "nats", "coffer"} {
+		if _, ok := project.Services[name]; !ok {
+			t.Errorf("no service %s", name)
+		}
+	}
+	pinned := regexp.MustCompile(`^[a-z0-9./-]+:(\d+\.\d+\.\d+[a-z0-9.-]*|local)$`)
+	for name, service := range project.Services {
+		if !pinned.MatchString(service.Image) {
+			t.Errorf("%s: image %q names no full version", name, service.Image)
+		}
+		if oneShot[name] {
+			if service.HealthCheck != nil || service.Restart != "" {
+				t.Errorf("%s runs once: no health check, no restart", name)
+			}
+		} else {
+			if service.HealthCheck == nil || len(service.HealthCheck.Test) == 0 {
+				t.Errorf("%s has no health check", name)
+			}
+			if service.Restart != "unless-stopped" {
+				t.Errorf("%s does not come back after a crash", name)
+			}
+		}
+		for variable, value := range service.Environment {
+			if value != nil && regexp.MustCompile(`(?i)pass|secret|token|key`).MatchString(variable) && !strings.HasPrefix(*value, "/") {
+				t.Errorf("%s: %s holds a secret; secrets come by file", name, variable)
+			}
+		}
+		for other, dependency := range service.DependsOn {
+			want := types.ServiceConditionHealthy
+			if oneShot[other] {
+				want = types.ServiceConditionCompletedSuccessfully
+			}
+			if dependency.Condition != want {
+				t.Errorf("%s waits for %s to be %s, want %s", name, other, dependency.Condition, want)
+			}
+		}
+		for _, port := range service.Ports {
+			if port.HostIP != "127.0.0.1" {
+				t.Errorf("%s: port %s is open to the network", name, port.Published)
+			}
+		}
+		for _, volume := range service.Volumes {
+			if volume.Type != types.VolumeTypeBind {
+				continue
+			}
+			if info, err := os.Stat(volume.Source); err != nil || !info.Mode().IsRegular() {
+				t.Errorf("%s: mounts %s, which is no file of the repository", name, volume.Source)
+			}
+			if !volume.ReadOnly {
+				t.Errorf("%s: may write to %s", name, volume.Source)
+			}
+		}
+		if service.Build == nil {
+			continue
+		}
+		dockerfile, err := os.ReadFile(filepath.Join(service.Build.Context, service.Build.Dockerfile))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if stage := " AS " + service.Build.Target + "\n"; !strings.Contains(string(dockerfile), stage) {
+			t.Errorf("%s: the Dockerfile has no stage %s", name, service.Build.Target)
+		}
+	}
+	// No two services share a folder of secrets.
+	for name, service := range project.Services {
+		for _, volume := range service.Volumes {
+			if volume.Source == "authority" && name != "setup" {
+				t.Errorf("%s mounts the certificate authority's key", name)
+			}
+			if volume.Source == "nats-secrets" && name != "setup" && name != "nats" {
+				t.Errorf("%s mounts NATS's secrets", name)
+			}
+		}
+	}
+}
+
+// TestDockerfile holds its base images to full versions, and to a Go that can build
+// the module.
+func TestDockerfile(t *testing.T) {
+	dockerfile, err := os.ReadFile(filepath.Join(root, "cmd/coffer/Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gomod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	needed := regexp.MustCompile(`(?m)^go (\d+\.\d+\.\d+)$`).FindSubmatch(gomod)
+	if needed == nil {
+		t.Fatal("go.mod names no full Go version")
+	}
+	golang := regexp.MustCompile(`^golang:(\d+\.\d+\.\d+)-bookworm$`)
+	for _, from := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(string(dockerfile), -1) {
+		if from[1] == "scratch" {
+			continue
+		}
+		m := golang.FindStringSubmatch(from[1])
+		if m == nil || version.Compare("go"+m[1], "go"+string(needed[1])) < 0 {
+			t.Errorf("base image %s, want golang:VERSION-bookworm, at least %s", from[1], needed[1])
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?m)^COPY (?:--\S+ )*(\S+)`).FindAllStringSubmatch(string(dockerfile), -1) {
+		if strings.HasPrefix(m[1], "/") { // from another stage
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(root, m[1])); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// natsConf is the file that compose mounts.
+const natsConf = "docs/operations/compose/nats.conf"
+
+// TestNATSConfiguration reads the published file with the server's own parser: an
+// acknowledgement means the disk only while this holds.
+func TestNATSConfiguration(t *testing.T) {
+	dir := topologyDir(t)
+	options := &natsserver.Options{}
+	if err := options.ProcessConfigFile(filepath.Join(dir, "etc/nats/nats.conf")); err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case !options.SyncAlways:
+		t.Error("JetStream does not sync before it acknowledges")
+	case !options.JetStream || options.JetStreamMaxStore <= 0:
+		t.Error("JetStream is off or unbounded")
+	case options.TLSConfig == nil:
+		t.Error("no TLS")
+	case len(options.Users) != 1 || options.Users[0].Password == "":
+		t.Error("the server asks for no password")
+	}
+}
