@@ -1,0 +1,174 @@
+// Package serverstest starts the key servers that tests need, and skips the
+// tests where the servers are not installed.
+package serverstest
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The servers. Each is found by an environment variable, or where
+// .ci/test-servers puts it.
+const (
+	Vault    = "COFFER_TEST_VAULTSERVER"
+	LocalKMS = "COFFER_TEST_LOCALKMS"
+	Moto     = "COFFER_TEST_MOTO"
+)
+
+// Binary returns the path of a server. Without it the test is skipped, or fails
+// if COFFER_TEST_REQUIRE is "all".
+func Binary(t testing.TB, variable string) string {
+	t.Helper()
+	if path := os.Getenv(variable); path != "" { //nolint:forbidigo // only for tests
+		return path
+	}
+	file := map[string]string{Vault: "vaultserver", LocalKMS: "localkms", Moto: "moto/bin/moto_server"}[variable]
+	if path := filepath.Join(moduleRoot(t), ".cache", file); isFile(path) {
+		return path
+	}
+	const how = `run .ci/test-servers once, or set its variables with: set -a; eval "$(.ci/test-servers)"; set +a`
+	if os.Getenv("COFFER_TEST_REQUIRE") == "all" { //nolint:forbidigo // only for tests
+		t.Fatalf("needs the server of %s: %s", variable, how)
+	}
+	t.Skipf("skipped: needs the server of %s; %s", variable, how)
+	return ""
+}
+
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for !isFile(filepath.Join(dir, ".ci", "test-servers")) {
+		up := filepath.Dir(dir)
+		if up == dir {
+			return ""
+		}
+		dir = up
+	}
+	return dir
+}
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
+// Process is a running server.
+type Process struct {
+	URL  string
+	cmd  *exec.Cmd
+	in   io.Closer
+	done chan struct{}
+}
+
+// Start runs a server whose first line of output is its URL, until the test
+// ends.
+func Start(t testing.TB, path string, args ...string) *Process {
+	t.Helper()
+	p, out := start(t, path, args...)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("starting %s: no address: %v", path, err)
+	}
+	p.URL = strings.TrimSpace(line)
+	return p
+}
+
+// StartMoto runs moto's server on a free port, until the test ends.
+func StartMoto(t testing.TB) *Process {
+	t.Helper()
+	path := Binary(t, Moto)
+	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // only to find a free port
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, port, _ := net.SplitHostPort(ln.Addr().String()) //nolint:errcheck // our own listener's
+	_ = ln.Close()
+	p, out := start(t, path, "-H", host, "-p", port)
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	p.URL = "http://" + net.JoinHostPort(host, port)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // Python loads for seconds
+	defer cancel()
+	for !answers(ctx, p.URL) {
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-p.done:
+			t.Fatalf("%s ended", path)
+		case <-ctx.Done():
+			t.Fatalf("%s does not answer", path)
+		}
+	}
+	return p
+}
+
+func answers(ctx context.Context, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return false
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	_ = resp.Body.Close()
+	return true
+}
+
+func start(t testing.TB, path string, args ...string) (*Process, io.Reader) {
+	t.Helper()
+	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{})} //nolint:gosec,noctx // ended by Stop
+	p.cmd.Stderr = t.Output()
+	in, err := p.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.in = in
+	out, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Stdout = w
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("starting %s: %v", path, err)
+	}
+	_ = w.Close()
+	go func() {
+		_ = p.cmd.Wait()
+		_ = out.Close()
+		close(p.done)
+	}()
+	t.Cleanup(p.Stop)
+	return p, out
+}
+
+// Stop kills the server.
+func (p *Process) Stop() {
+	_ = p.cmd.Process.Kill()
+	_ = p.in.Close()
+	<-p.done
+}
+
+// Pause stops the server's clock: it accepts connections and answers nothing.
+func (p *Process) Pause(t testing.TB) { p.signal(t, syscall.SIGSTOP) }
+
+// Continue undoes Pause.
+func (p *Process) Continue(t testing.TB) { p.signal(t, syscall.SIGCONT) }
+
+func (p *Process) signal(t testing.TB, s syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
