@@ -3,15 +3,15 @@
 # authority, a certificate for each server, NATS's user and the operators' token.
 # What is there already is kept, so it can run at every start.
 #
-# usage: setup.sh AUTHORITY_DIR NATS_DIR COFFER_DIR
+# usage: setup.sh AUTHORITY_DIR NATS_DIR VAULT_DIR COFFER_DIR
 #
-# The authority's key stays in AUTHORITY_DIR, which no service mounts. COFFER_UID,
-# if set, becomes the owner of what the coffer process reads.
+# The authority's key stays in AUTHORITY_DIR, which no server mounts. COFFER_UID and
+# VAULT_UID, if set, become the owners of what those two read.
 set -euo pipefail
 umask 077
 
-authority=$1 nats=$2 coffer=$3
-mkdir -p "$authority" "$nats" "$coffer"
+authority=$1 nats=$2 vault=$3 coffer=$4
+mkdir -p "$authority" "$nats" "$vault" "$coffer"
 
 # Nothing is printed that openssl has to say unless it fails.
 quietly() {
@@ -41,6 +41,7 @@ certificate() {
   mv "$dir/$name.pem.new" "$dir/$name.pem"
 }
 certificate nats "$nats"
+certificate vault "$vault"
 certificate coffer "$coffer"
 
 # Both sides of NATS's one user, the client's last: it is what says "done".
@@ -51,6 +52,9 @@ if [[ ! -s $coffer/nats.user ]]; then
 fi
 [[ -s $coffer/operator.token ]] || printf 'cop_%s\n' "$(openssl rand -hex 32)" >"$coffer/operator.token"
 
-cp "$authority/ca.pem" "$coffer/ca.pem"
-chmod 644 "$coffer/ca.pem"
+for dir in "$vault" "$coffer"; do
+  cp "$authority/ca.pem" "$dir/ca.pem"
+  chmod 644 "$dir/ca.pem"
+done
 [[ -z ${COFFER_UID:-} ]] || chown -R "$COFFER_UID" "$coffer"
+[[ -z ${VAULT_UID:-} ]] || chown -R "$VAULT_UID" "$vault"

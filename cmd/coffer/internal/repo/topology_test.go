@@ -18,7 +18,7 @@ func topologyDir(t *testing.T) string {
 	nats, coffer := filepath.Join(dir, "etc/nats"), filepath.Join(dir, "etc/coffer")
 	script := filepath.Join(root, "docs/operations/compose/setup.sh")
 	setup := exec.CommandContext(t.Context(), "bash", script,
-		filepath.Join(dir, "authority"), filepath.Join(nats, "secrets"), filepath.Join(coffer, "secrets"))
+		filepath.Join(dir, "authority"), filepath.Join(nats, "secrets"), filepath.Join(dir, "vault"), filepath.Join(coffer, "secrets"))
 	if out, err := setup.CombinedOutput(); err != nil {
 		requireTool(t, "openssl", "apt-get install openssl")
 		t.Fatalf("setup.sh: %v\n%s", err, out)
