@@ -1,4 +1,4 @@
-package repo
+package compose
 
 import (
 	"go/version"
@@ -12,6 +12,12 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
+
+const module = "github.com/cofferdb/coffer"
+
+// root is the top of the repository, as seen from this package's folder, which is
+// where the go command runs its tests.
+const root = "../../../../.."
 
 // oneShot names the services that run to their end before others start.
 var oneShot = map[string]bool{"setup": true, "vault-setup": true}
