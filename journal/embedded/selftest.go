@@ -39,7 +39,7 @@ func selfTest(ctx context.Context, s *Server, syncer *Syncer) (err error) {
 	// fill one.
 	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{
 		Name: scratchStream, Subjects: []string{scratchStream}, Storage: jetstream.FileStorage,
-		MaxBytes: 128 << 10, Replicas: 1,
+		MaxBytes: 96 << 10, Replicas: 1,
 	})
 	if err != nil {
 		return fmt.Errorf("self-test: create the scratch stream: %w", err)

@@ -1,0 +1,416 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cofferdb/coffer/kms"
+)
+
+// route is what appending to and opening from an app needs at hand. It is
+// replaced when the app's row changes.
+type route struct {
+	text     string // the app's id
+	plan     Plan
+	planText string
+	gen      uint16
+	shard    int
+	stream   *stream
+	subjects [Buckets]string
+	aad      []byte // up to the record's header, whose length it ends with
+}
+
+// route returns the app's route, whether the app is disabled or not.
+func (j *Journal) route(ctx context.Context, id AppID) (*route, bool, error) {
+	if j.closed.Load() {
+		return nil, false, fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+	}
+	app, err := j.registry.App(ctx, id)
+	if err != nil {
+		return nil, false, err
+	}
+	if v, ok := j.routes.Load(id); ok {
+		r := v.(*route) //nolint:errcheck,forcetypeassert // nothing else is stored
+		if r.planText == app.Plan && r.gen == app.Generation && r.shard == app.Shard {
+			return r, app.Disabled, nil
+		}
+	}
+	plan, ok := j.plans[app.Plan]
+	if !ok {
+		return nil, false, fmt.Errorf("app %s: plan %q: %w", id, app.Plan, ErrUnknownPlan)
+	}
+	r := &route{
+		text: id.String(), plan: plan, planText: app.Plan, gen: app.Generation, shard: app.Shard,
+		stream: j.streams[StreamName(j.region.ID, app.Plan, app.Shard)],
+	}
+	if r.stream == nil {
+		return nil, false, fmt.Errorf("app %s: %w: shard %d of plan %s", id, ErrUnknownPlan, app.Shard, app.Plan)
+	}
+	for i := range r.subjects {
+		r.subjects[i] = Subject{Plan: app.Plan, Shard: app.Shard, App: id, Bucket: i}.String()
+	}
+	aad := appendAAD(nil, j.region.ID, id, j.logID, make([]byte, HeaderSize))
+	r.aad = aad[: len(aad)-HeaderSize : len(aad)-HeaderSize]
+	j.routes.Store(id, r)
+	return r, app.Disabled, nil
+}
+
+// scratch is room for sealing and opening.
+type scratch struct {
+	plain, aad []byte
+}
+
+// recordBuffer holds a record until it has been committed.
+type recordBuffer struct{ b []byte }
+
+// The pools hold no state.
+var (
+	scratchPool = sync.Pool{New: func() any { return &scratch{plain: make([]byte, 0, 4<<10), aad: make([]byte, 0, 256)} }} //nolint:gochecknoglobals // see above
+	recordPool  = sync.Pool{New: func() any { return &recordBuffer{b: make([]byte, 0, 2<<10)} }}                           //nolint:gochecknoglobals // see above
+)
+
+func takeScratch() *scratch { return scratchPool.Get().(*scratch) } //nolint:errcheck,forcetypeassert // nothing else is put
+
+func (s *scratch) put() {
+	if cap(s.plain) > 128<<10 {
+		return
+	}
+	clear(s.plain[:cap(s.plain)]) // plaintext
+	scratchPool.Put(s)
+}
+
+// appending is one Append under way.
+type appending struct {
+	j       *Journal
+	app     AppID
+	route   *route
+	tagger  *kms.Tagger
+	now     time.Time
+	call    *call
+	results []Result
+	// at[i] is the index of the result of the call's entry i.
+	at      []int
+	buffers []*recordBuffer
+	follow  []follower
+}
+
+// follower is an event whose id another one has that is still under way.
+type follower struct {
+	at    int
+	event Event
+	timed bool
+	slot  *slot
+}
+
+// Append stores events of an app, and returns when each is durable or has been
+// refused: one result for each event, in their order. The events of one call
+// are stored in that order, those of one stream that were refused left out.
+//
+// An event's id is its idempotency key. An event that is stored already, with
+// the same content, is answered with its first position and Duplicate; with
+// other content with [ErrConflict]. When the caller gave no time, the stored
+// one counts as the same.
+//
+// When ctx ends first, the results of what is not known have [ErrUnavailable]
+// and the context's error: the events may or may not have been appended. Send
+// them again with the same ids.
+//
+// The error is not nil only when nothing could be tried: the app is unknown,
+// disabled or of another region, its keys cannot be had, or the journal is
+// closed. Then there are no results.
+func (j *Journal) Append(ctx context.Context, app AppID, events ...Event) ([]Result, error) {
+	r, disabled, err := j.route(ctx, app)
+	if err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	if disabled {
+		return nil, fmt.Errorf("append: app %s: %w", app, ErrDisabled)
+	}
+	tagger, err := j.keyring.Tagger(ctx, r.text)
+	if err != nil {
+		return nil, fmt.Errorf("append: app %s: %w", app, err)
+	}
+	if err := r.stream.catchUp(ctx); err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	a := &appending{
+		j: j, app: app, route: r, tagger: tagger, now: j.now(),
+		call:    &call{entries: make([]entry, 0, len(events)), done: make(chan struct{}, 1)},
+		results: make([]Result, len(events)),
+		at:      make([]int, 0, len(events)), buffers: make([]*recordBuffer, 0, len(events)),
+	}
+	a.prepare(ctx, events)
+	for i := range events {
+		if err := a.add(ctx, i, events[i]); err != nil {
+			a.results[i].Err = err
+		}
+	}
+	a.wait(ctx)
+	for _, f := range a.follow {
+		a.results[f.at] = a.followed(ctx, f)
+	}
+	return a.results, nil
+}
+
+// prepare makes the keys of a batch in one go. What fails shows again, by
+// event, when the event is sealed.
+func (a *appending) prepare(ctx context.Context, events []Event) {
+	if len(events) < 2 {
+		return
+	}
+	epochs := make(map[kms.Epoch]map[kms.Tag]struct{}, 1)
+	for i := range events {
+		t := events[i].Time
+		if t.IsZero() {
+			t = a.now
+		}
+		epoch := a.route.plan.EpochAt(a.route.plan.Clock(t, a.now), a.route.gen)
+		if a.route.plan.Admit(t, a.now) != nil || CheckUserID(events[i].Sender) != nil && events[i].Sender != "" {
+			continue
+		}
+		if epochs[epoch] == nil {
+			epochs[epoch] = make(map[kms.Tag]struct{}, 8)
+		}
+		epochs[epoch][a.tagger.Tag(kms.KindSubject, events[i].Sender)] = struct{}{}
+	}
+	for epoch, set := range epochs {
+		subjects := make([]kms.Tag, 0, len(set))
+		for tag := range set {
+			subjects = append(subjects, tag)
+		}
+		if err := a.j.keyring.Prepare(ctx, a.route.text, epoch, subjects); err != nil {
+			a.j.log.DebugContext(ctx, "keys could not be made ahead", "app", a.route.text, "error", err)
+		}
+	}
+}
+
+// add checks and seals one event and makes it an entry of the call, unless it
+// was stored before.
+func (a *appending) add(ctx context.Context, i int, e Event) error {
+	timed, named := !e.Time.IsZero(), e.ID != ""
+	if err := e.Normalize(a.now, a.j.cfg.Limits); err != nil {
+		return err
+	}
+	a.results[i].ID, a.results[i].Time = e.ID, e.Time
+	if err := a.route.plan.Admit(e.Time, a.now); err != nil {
+		return err
+	}
+	header := Header{Type: e.Type, Millis: e.Time.UnixMilli(), Event: a.tagger.Tag(kms.KindEvent, e.ID)}
+	if e.Conversation != "" {
+		header.Conversation = a.tagger.Tag(kms.KindConversation, e.Conversation)
+	}
+	if e.Recipient != "" {
+		header.Peer = a.tagger.Tag(kms.KindSubject, e.Recipient)
+	}
+	if e.Target != "" {
+		header.Target = a.tagger.Tag(kms.KindEvent, e.Target)
+	}
+	s := takeScratch()
+	defer s.put()
+	s.plain = e.AppendJSON(s.plain[:0], a.app)
+
+	recent := a.route.stream.recent
+	mine := &slot{tag: header.Event, sum: recent.sum(s.plain), millis: header.Millis, gen: a.route.gen}
+	if taken, ok := recent.reserve(mine); !ok {
+		a.follow = append(a.follow, follower{at: i, event: e, timed: timed, slot: taken})
+		return nil
+	}
+	if named && a.j.cfg.Index != nil {
+		result, found, err := a.lookup(ctx, &e, timed, header.Event)
+		if found || err != nil {
+			recent.release(mine)
+			a.results[i] = result
+			return err
+		}
+	}
+	clock := a.route.plan.Clock(e.Time, a.now)
+	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.plan.EpochAt(clock, a.route.gen), a.tagger.Tag(kms.KindSubject, e.Sender))
+	if err != nil {
+		recent.release(mine)
+		return fmt.Errorf("key for sealing: %w", err)
+	}
+	buf := recordPool.Get().(*recordBuffer) //nolint:errcheck,forcetypeassert // nothing else is put
+	buf.b = header.Append(buf.b[:0])
+	s.aad = append(append(s.aad[:0], a.route.aad...), buf.b...)
+	buf.b = key.Seal(buf.b, s.aad, s.plain)
+
+	a.buffers = append(a.buffers, buf)
+	a.at = append(a.at, i)
+	a.call.entries = append(a.call.entries, entry{
+		subject: a.route.subjects[BucketOf(header.Conversation)], record: buf.b, gen: a.route.gen, slot: mine, call: a.call,
+	})
+	return nil
+}
+
+// wait hands the entries over and waits until all are settled, or ctx ends.
+func (a *appending) wait(ctx context.Context) {
+	entries := a.call.entries
+	if len(entries) == 0 {
+		return
+	}
+	a.call.left.Store(int32(len(entries))) //nolint:gosec // far below 2^31
+	if err := a.route.stream.enqueue(a.call); err != nil {
+		for k := range entries {
+			a.route.stream.recent.release(entries[k].slot)
+			a.results[a.at[k]].Err = err
+		}
+		return
+	}
+	select {
+	case <-a.call.done:
+	case <-ctx.Done():
+		// The committer has the entries; their buffers are left to it.
+		for _, i := range a.at {
+			a.results[i].Err = fmt.Errorf("%w: the event may or may not have been appended: %w", ErrUnavailable, ctx.Err())
+		}
+		return
+	}
+	for k := range entries {
+		result := &a.results[a.at[k]]
+		if entries[k].err != nil {
+			result.Err = entries[k].err
+		} else {
+			result.Position, result.Err = NewPosition(entries[k].gen, entries[k].seq)
+		}
+		if cap(a.buffers[k].b) <= 128<<10 {
+			recordPool.Put(a.buffers[k])
+		}
+	}
+}
+
+// lookup asks the index for an event with the same id.
+func (a *appending) lookup(ctx context.Context, e *Event, timed bool, tag kms.Tag) (Result, bool, error) {
+	result := Result{ID: e.ID, Time: e.Time}
+	record, position, ok, err := a.j.cfg.Index.Lookup(ctx, a.app, tag)
+	if err != nil {
+		return result, false, fmt.Errorf("%w: look for an event with the same id: %w", ErrUnavailable, err)
+	}
+	if !ok {
+		return result, false, nil
+	}
+	header, err := ParseHeader(record)
+	if err != nil {
+		return result, true, err
+	}
+	result.Position, result.Time = position, header.Time()
+	if len(record) > HeaderSize {
+		same, err := a.compare(ctx, e, timed, header, record)
+		if err != nil {
+			return result, true, err
+		}
+		if !same {
+			return result, true, fmt.Errorf("event at position %s: %w", position, ErrConflict)
+		}
+	}
+	result.Duplicate = true
+	return result, true, nil
+}
+
+// compare opens the stored record: no hash of plaintext is kept anywhere.
+func (a *appending) compare(ctx context.Context, e *Event, timed bool, header Header, record []byte) (bool, error) {
+	s := takeScratch()
+	defer s.put()
+	var err error
+	if s.plain, err = a.j.OpenRecord(ctx, s.plain[:0], a.app, record); err != nil {
+		s.plain = s.plain[:0]
+		return false, fmt.Errorf("compare with the stored event: %w", err)
+	}
+	again := *e
+	if !timed {
+		again.Time = header.Time()
+	}
+	other := takeScratch()
+	defer other.put()
+	other.plain = again.AppendJSON(other.plain[:0], a.app)
+	return string(other.plain) == string(s.plain), nil
+}
+
+// followed answers for an event whose id another one has that is, or just was,
+// under way.
+func (a *appending) followed(ctx context.Context, f follower) Result {
+	result := Result{ID: f.event.ID, Time: f.event.Time}
+	recent := a.route.stream.recent
+	s := takeScratch()
+	same, buf := recent.same(f.slot, &f.event, a.app, f.timed, s.plain)
+	s.plain = buf
+	s.put()
+	if !same {
+		result.Err = fmt.Errorf("an event that was appended at the same time: %w", ErrConflict)
+		return result
+	}
+	for {
+		seq, failed, wait := recent.outcome(f.slot)
+		switch {
+		case failed:
+			result.Err = fmt.Errorf("%w: the same event, appended at the same time, was not stored", ErrUnavailable)
+			return result
+		case seq > 0:
+			result.Position, result.Err = NewPosition(f.slot.gen, seq)
+			result.Time, result.Duplicate = time.UnixMilli(f.slot.millis).UTC(), true
+			return result
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			result.Err = fmt.Errorf("%w: the event may or may not have been appended: %w", ErrUnavailable, ctx.Err())
+			return result
+		}
+	}
+}
+
+// catchUp waits until the index knows what the stream held when the journal was
+// opened: before that an event could be stored a second time.
+func (s *stream) catchUp(ctx context.Context) error {
+	if s.caught.Load() {
+		return nil
+	}
+	for s.j.cfg.Index.Applied(s.info.Name) < s.started {
+		if !pause(ctx, retryPause/4) {
+			return fmt.Errorf("%w: the history view has not caught up with stream %s: %w", ErrUnavailable, s.info.Name, ctx.Err())
+		}
+		if s.j.closed.Load() {
+			return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+		}
+	}
+	s.caught.Store(true)
+	return nil
+}
+
+// OpenRecord appends the plaintext of an app's record, the event's canonical
+// JSON, to dst. With the keys in memory and room in dst it allocates nothing.
+//
+// [ErrCorrupt] means that the record was changed, or is another app's; errors
+// of package kms say why there is no key.
+func (j *Journal) OpenRecord(ctx context.Context, dst []byte, app AppID, record []byte) ([]byte, error) {
+	_, envelope, err := ParseRecord(record)
+	if err != nil {
+		return nil, err
+	}
+	r, _, err := j.route(ctx, app)
+	if err != nil {
+		return nil, fmt.Errorf("open a record: %w", err)
+	}
+	h, err := kms.ParseHeader(envelope)
+	if err != nil {
+		return nil, fmt.Errorf("open a record: %w: %w", ErrCorrupt, err)
+	}
+	key, err := j.keyring.Opener(ctx, r.text, h.Epoch, h.Subject)
+	if err != nil {
+		return nil, fmt.Errorf("open a record: epoch %s: %w", strconv.FormatUint(uint64(h.Epoch), 10), err)
+	}
+	s := scratchPool.Get().(*scratch) //nolint:errcheck,forcetypeassert // nothing else is put
+	s.aad = append(append(s.aad[:0], r.aad...), record[:HeaderSize]...)
+	dst, err = key.Open(dst, s.aad, envelope)
+	scratchPool.Put(s)
+	if err != nil {
+		if errors.Is(err, kms.ErrAuthentication) || errors.Is(err, kms.ErrKeyMismatch) || errors.Is(err, kms.ErrEnvelope) {
+			return nil, fmt.Errorf("open a record: %w: %w", ErrCorrupt, err)
+		}
+		return nil, fmt.Errorf("open a record: %w", err)
+	}
+	return dst, nil
+}

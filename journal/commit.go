@@ -1,0 +1,474 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const (
+	// maxCommit bounds a commit with syncs of our own. The server's queue takes
+	// 10,000 messages.
+	maxCommitEvents = 4096
+	maxCommitBytes  = 8 << 20
+	// maxBatch is the server's limit for an atomic batch.
+	maxBatch = 1000
+
+	retryPause = 20 * time.Millisecond
+)
+
+// entry is one sealed event on its way into a stream.
+type entry struct {
+	subject string
+	record  []byte
+	gen     uint16
+	slot    *slot
+	call    *call
+
+	seq uint64
+	err error
+	// doubtful is set when the server did not say what became of it.
+	doubtful bool
+}
+
+// call is one Append: its entries, and the signal that all are settled. A
+// caller that stops waiting leaves it to the committer.
+type call struct {
+	entries []entry
+	left    atomic.Int32
+	done    chan struct{} // of capacity 1
+}
+
+// stream is one message stream and its committer, the one goroutine that
+// publishes to it. A stream has one committer because more at once make smaller
+// commits and the whole slower.
+type stream struct {
+	j       *Journal
+	info    StreamInfo
+	pub     publisher
+	recent  *recent
+	started uint64 // last sequence when the journal was opened
+	caught  atomic.Bool
+
+	// gated says that messages become visible to consumers before they are
+	// durable, so readers wait for the durable mark.
+	gated   bool
+	durable mark
+
+	wake chan struct{} // of capacity 1
+	quit chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	pending []*entry
+	spare   []*entry
+	bytes   int
+	closed  bool
+
+	// Only the committer uses what follows.
+	last    uint64   // what is known of the stream ends here
+	doubt   []*entry // of which it is not known whether they were stored
+	failing bool     // the last commit found the server not taking writes
+}
+
+// publisher hands entries to the server and gives each of them its sequence, or
+// its error, or marks it doubtful. It returns an error when something is
+// doubtful.
+type publisher interface {
+	publish(ctx context.Context, batch []*entry) error
+	limit() int
+	close()
+}
+
+func (j *Journal) newStream(state streamState) (*stream, error) {
+	s := &stream{
+		j: j, info: state.info, recent: newRecent(), started: state.last, last: state.last,
+		gated: j.cfg.Sync != nil, wake: make(chan struct{}, 1), quit: make(chan struct{}),
+	}
+	if s.gated {
+		// What a killed process left unsynced is synced before it counts.
+		if err := j.cfg.Sync.Sync(state.info.Name); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		s.durable.store(state.last)
+	}
+	s.caught.Store(j.cfg.Index == nil || state.last == 0)
+	var err error
+	if s.pub, err = j.newPublisher(s); err != nil {
+		return nil, err
+	}
+	j.work.Go(s.run)
+	return s, nil
+}
+
+// enqueue hands a call's entries to the committer.
+func (s *stream) enqueue(c *call) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+	}
+	first := len(s.pending) == 0
+	for i := range c.entries {
+		s.pending = append(s.pending, &c.entries[i])
+	}
+	s.mu.Unlock()
+	if first {
+		s.kick()
+	}
+	return nil
+}
+
+func (s *stream) kick() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close lets the committer finish what is waiting, and stops it.
+func (s *stream) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.closed = true
+		close(s.quit)
+	}
+}
+
+// run commits whatever has arrived while the last commit was under way.
+func (s *stream) run() {
+	defer s.pub.close()
+	for {
+		batch := s.take()
+		switch {
+		case len(batch) > 0:
+			s.commit(batch)
+			s.giveBack(batch)
+			continue
+		case len(s.doubt) > 0:
+			s.retryDoubt()
+		}
+		var again <-chan time.Time
+		if len(s.doubt) > 0 {
+			again = time.After(10 * retryPause)
+		}
+		select {
+		case <-s.wake:
+		case <-again:
+		case <-s.quit:
+			if batch := s.take(); len(batch) > 0 {
+				s.commit(batch)
+			} else {
+				return
+			}
+		}
+	}
+}
+
+// take removes what one commit can hold from the queue.
+func (s *stream) take() []*entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, size := 0, 0
+	for n < len(s.pending) && n < s.pub.limit() {
+		size += len(s.pending[n].record)
+		if n > 0 && size > maxCommitBytes {
+			break
+		}
+		n++
+	}
+	if n == len(s.pending) {
+		batch := s.pending
+		s.pending, s.spare = s.spare[:0], nil
+		return batch
+	}
+	batch := append([]*entry(nil), s.pending[:n]...)
+	rest := copy(s.pending, s.pending[n:])
+	clear(s.pending[rest:])
+	s.pending = s.pending[:rest]
+	return batch
+}
+
+func (s *stream) giveBack(batch []*entry) {
+	clear(batch)
+	s.mu.Lock()
+	if s.spare == nil {
+		s.spare = batch[:0]
+	}
+	s.mu.Unlock()
+}
+
+// commit stores a batch, makes it durable and tells the callers.
+func (s *stream) commit(batch []*entry) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
+	defer cancel()
+	before := s.last
+	if s.store(ctx, batch) && s.gated {
+		if err := s.j.cfg.Sync.Sync(s.info.Name); err != nil {
+			s.unsynced(batch, err)
+			s.last = before
+		}
+	}
+	s.finish(batch)
+}
+
+// unsynced fails what was stored and could not be made durable. Readers do not
+// see it, because the durable mark stays where it is.
+func (s *stream) unsynced(batch []*entry, err error) {
+	s.j.log.Error("a commit was not synced", "stream", s.info.Name, "error", err)
+	s.failing = true
+	err = s.why(fmt.Errorf("the event may or may not be stored: %w", err))
+	for _, e := range batch {
+		if e.seq > 0 {
+			e.seq, e.err, e.doubtful = 0, err, true
+		}
+	}
+}
+
+// store publishes the batch until each entry has a sequence or an error. When
+// the connection or the server goes away in between, it looks into the stream
+// for what arrived, and publishes only the rest again. It reports whether
+// anything was stored.
+func (s *stream) store(ctx context.Context, batch []*entry) bool {
+	if err := s.ready(ctx); err != nil {
+		for _, e := range batch {
+			e.err = err
+		}
+		return false
+	}
+	todo := batch
+	for {
+		err := s.pub.publish(ctx, todo)
+		if err == nil {
+			break
+		}
+		open := doubtful(todo)
+		s.j.log.Warn("a commit was interrupted, looking for what was stored", "stream", s.info.Name, "events", len(open), "error", err)
+		if err := s.resolveFor(ctx, open); err != nil {
+			s.failing = true
+			err = s.why(fmt.Errorf("the event may or may not be stored: %w", err))
+			for _, e := range open {
+				e.err = err
+			}
+			break
+		}
+		if todo = missing(open); len(todo) == 0 {
+			break
+		}
+		if ctx.Err() != nil {
+			for _, e := range todo {
+				e.err = s.why(ctx.Err())
+			}
+			break
+		}
+	}
+	stored, known := false, true
+	last := s.last
+	for _, e := range batch {
+		stored = stored || e.seq > 0
+		known = known && !e.doubtful
+		last = max(last, e.seq)
+	}
+	if known {
+		s.last = last
+	}
+	return stored
+}
+
+func doubtful(batch []*entry) []*entry {
+	var out []*entry
+	for _, e := range batch {
+		if e.doubtful {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func missing(batch []*entry) []*entry {
+	var out []*entry
+	for _, e := range batch {
+		if e.seq == 0 {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// ready fails when nothing should be published: the server is known to be
+// frozen, or what an earlier commit left open is still not known.
+func (s *stream) ready(ctx context.Context) error {
+	if s.failing {
+		if err := s.health(ctx); err != nil {
+			return s.why(err)
+		}
+		s.failing = false
+	}
+	if len(s.doubt) > 0 {
+		if err := s.settleDoubt(ctx); err != nil {
+			return s.why(err)
+		}
+	}
+	return nil
+}
+
+// resolveFor looks for entries in the stream until it has an answer.
+func (s *stream) resolveFor(ctx context.Context, open []*entry) error {
+	for {
+		err := s.resolve(ctx, open)
+		if err == nil {
+			return nil
+		}
+		if !pause(ctx, retryPause) {
+			return err
+		}
+		if cause := s.health(ctx); cause != nil {
+			return cause
+		}
+	}
+}
+
+// health asks why the server takes no writes.
+func (s *stream) health(ctx context.Context) error {
+	if s.j.cfg.Health == nil {
+		return nil
+	}
+	return s.j.cfg.Health(ctx)
+}
+
+// why turns a failure into what the callers get.
+func (s *stream) why(err error) error {
+	switch {
+	case errors.Is(err, ErrFull), errors.Is(err, ErrUnavailable):
+		return err
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return unavailable(err)
+}
+
+// finish tells the callers.
+func (s *stream) finish(batch []*entry) {
+	var applied, last uint64
+	index := s.j.cfg.Index
+	if index != nil {
+		applied = index.Applied(s.info.Name)
+	}
+	for _, e := range batch {
+		last = max(last, e.seq)
+	}
+	s.recent.settle(batch, applied, index != nil)
+	if s.gated {
+		s.durable.store(last)
+	}
+	for _, e := range batch {
+		if e.doubtful {
+			// The committer keeps a copy until it knows; the entry is the
+			// caller's again.
+			s.doubt = append(s.doubt, &entry{
+				subject: e.subject, record: append([]byte(nil), e.record...), gen: e.gen, slot: e.slot, doubtful: true,
+			})
+		}
+		if c := e.call; c.left.Add(-1) == 0 {
+			c.done <- struct{}{}
+		}
+	}
+}
+
+func (s *stream) retryDoubt() {
+	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
+	defer cancel()
+	if s.health(ctx) == nil {
+		_ = s.settleDoubt(ctx) // tried again until it is known
+	}
+}
+
+// settleDoubt finds out about events whose callers have been told that they may
+// or may not be stored, so that the same event can be appended again.
+func (s *stream) settleDoubt(ctx context.Context) error {
+	if err := s.resolve(ctx, s.doubt); err != nil {
+		return err
+	}
+	if s.gated {
+		if err := s.j.cfg.Sync.Sync(s.info.Name); err != nil {
+			for _, e := range s.doubt {
+				e.seq, e.doubtful = 0, true
+			}
+			return fmt.Errorf("sync: %w", err)
+		}
+		s.durable.store(s.last)
+	}
+	s.recent.settle(s.doubt, 0, s.j.cfg.Index != nil)
+	clear(s.doubt)
+	s.doubt = s.doubt[:0]
+	return nil
+}
+
+// mark is a sequence that only grows, and can be waited for.
+type mark struct {
+	seq atomic.Uint64
+
+	mu    sync.Mutex // guards moved
+	moved chan struct{}
+}
+
+func (m *mark) load() uint64 { return m.seq.Load() }
+
+func (m *mark) store(seq uint64) {
+	if seq <= m.seq.Load() {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seq.Store(seq)
+	if m.moved != nil {
+		close(m.moved)
+		m.moved = nil
+	}
+}
+
+// wait returns once the mark has reached seq.
+func (m *mark) wait(ctx context.Context, seq uint64) error {
+	for {
+		if m.seq.Load() >= seq {
+			return nil
+		}
+		m.mu.Lock()
+		if m.seq.Load() >= seq {
+			m.mu.Unlock()
+			return nil
+		}
+		if m.moved == nil {
+			m.moved = make(chan struct{})
+		}
+		moved := m.moved
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-moved:
+		}
+	}
+}
+
+// pause waits, and reports whether ctx is still good.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// unavailable classifies a failure to reach the server.
+func unavailable(err error) error {
+	if err == nil || errors.Is(err, ErrUnavailable) || errors.Is(err, ErrFull) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}

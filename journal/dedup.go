@@ -1,0 +1,152 @@
+package journal
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"github.com/cofferdb/coffer/kms"
+)
+
+// recentWithoutIndex is how many events of a stream are remembered when there
+// is no index to ask.
+const recentWithoutIndex = 1 << 16
+
+// recent knows the events of one stream that are under way, or that the index
+// may not know yet, by their tags. A tag is made under a key of its app, so two
+// apps have none in common.
+type recent struct {
+	seed [2]maphash.Seed
+
+	mu    sync.Mutex // guards what follows and the slots
+	slots map[kms.Tag]*slot
+	// done holds the stored slots in the order of their sequences, from head.
+	done []*slot
+	head int
+}
+
+// slot is one event: under way while seq is 0.
+type slot struct {
+	tag    kms.Tag
+	sum    bodySum // of the canonical JSON
+	millis int64   // the event's time
+	seq    uint64
+	gen    uint16
+	// wait is made by the first who waits, and closed when the outcome is known.
+	wait   chan struct{}
+	failed bool
+	// doubtful marks one of which it is not known whether it was stored.
+	doubtful bool
+}
+
+// bodySum stands for an event's canonical JSON. It is keyed with a secret of
+// the process and never leaves memory.
+type bodySum [2]uint64
+
+func newRecent() *recent {
+	return &recent{
+		seed:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
+		slots: make(map[kms.Tag]*slot),
+	}
+}
+
+func (r *recent) sum(canonical []byte) bodySum {
+	return bodySum{maphash.Bytes(r.seed[0], canonical), maphash.Bytes(r.seed[1], canonical)}
+}
+
+// reserve takes the tag for an event that is about to be appended. When the tag
+// is taken it returns the slot that has it, and false.
+func (r *recent) reserve(fresh *slot) (*slot, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.slots[fresh.tag]; s != nil {
+		return s, false
+	}
+	r.slots[fresh.tag] = fresh
+	return fresh, true
+}
+
+// release gives up slots whose event was not stored.
+func (r *recent) release(slots ...*slot) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range slots {
+		r.releaseLocked(s)
+	}
+}
+
+func (r *recent) releaseLocked(s *slot) {
+	if r.slots[s.tag] == s {
+		delete(r.slots, s.tag)
+	}
+	s.failed = true
+	s.wake()
+}
+
+// wake tells those who wait; the lock is held.
+func (s *slot) wake() {
+	if s.wait != nil {
+		close(s.wait)
+		s.wait = nil
+	}
+}
+
+// settle records what became of a commit's entries, and forgets what the index
+// knows by now.
+func (r *recent) settle(batch []*entry, applied uint64, indexed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range batch {
+		switch {
+		case e.slot == nil:
+		case e.seq > 0:
+			e.slot.seq, e.slot.doubtful = e.seq, false
+			e.slot.wake()
+			r.done = append(r.done, e.slot)
+		case e.doubtful:
+			// It stays taken until the stream has been looked at.
+			e.slot.doubtful = true
+		default:
+			r.releaseLocked(e.slot)
+		}
+	}
+	for r.head < len(r.done) {
+		s := r.done[r.head]
+		if indexed && s.seq > applied || !indexed && len(r.done)-r.head <= recentWithoutIndex {
+			break
+		}
+		delete(r.slots, s.tag)
+		r.done[r.head] = nil
+		r.head++
+	}
+	if r.head > len(r.done)/2 {
+		n := copy(r.done, r.done[r.head:])
+		clear(r.done[n:])
+		r.done, r.head = r.done[:n], 0
+	}
+}
+
+// outcome returns what is known of a slot: a sequence, or that its event was
+// not stored, or a channel that is closed when either is known.
+func (r *recent) outcome(s *slot) (seq uint64, failed bool, wait <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.seq == 0 && !s.failed {
+		if s.wait == nil {
+			s.wait = make(chan struct{})
+		}
+		return 0, false, s.wait
+	}
+	return s.seq, s.failed, nil
+}
+
+// same reports whether e is the event of the slot. When the caller gave no time
+// the stored one counts. The buffer is overwritten and returned.
+func (r *recent) same(s *slot, e *Event, app AppID, timed bool, buf []byte) (bool, []byte) {
+	again := *e
+	if !timed {
+		again.Time = time.UnixMilli(s.millis).UTC()
+	}
+	buf = again.AppendJSON(buf[:0], app)
+	return r.sum(buf) == s.sum, buf
+}

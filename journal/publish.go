@@ -1,0 +1,319 @@
+package journal
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	// generationHeader carries the route generation of an app that has changed
+	// its plan; it is left out for generation 0.
+	generationHeader = "Coffer-Generation"
+
+	// askHealth is how long an acknowledgement may take before the server's
+	// health is looked at.
+	askHealth = 250 * time.Millisecond
+)
+
+// pubAck is the server's answer to a publish.
+type pubAck struct {
+	Stream string    `json:"stream"`
+	Seq    uint64    `json:"seq"`
+	Batch  string    `json:"batch"`
+	Count  int       `json:"count"`
+	Error  *apiError `json:"error"`
+}
+
+type apiError struct {
+	Code        int    `json:"code"`
+	ErrCode     int    `json:"err_code"`
+	Description string `json:"description"`
+}
+
+// ackParser reads the usual answer without a JSON parser:
+// {"stream":"NAME","seq":N}.
+type ackParser struct{ head []byte }
+
+func newAckParser(stream string) ackParser {
+	return ackParser{head: []byte(`{"stream":"` + stream + `","seq":`)}
+}
+
+func (p ackParser) parse(data []byte) (pubAck, error) {
+	if digits, ok := bytes.CutPrefix(data, p.head); ok && len(digits) > 1 {
+		var seq uint64
+		for i, c := range digits {
+			if c == '}' && i == len(digits)-1 && i > 0 && i < 19 {
+				return pubAck{Seq: seq}, nil
+			}
+			if c < '0' || c > '9' {
+				break
+			}
+			seq = seq*10 + uint64(c-'0')
+		}
+	}
+	var ack pubAck
+	if err := json.Unmarshal(data, &ack); err != nil {
+		return ack, fmt.Errorf("%w: the server's answer does not parse", ErrUnavailable)
+	}
+	if ack.Error != nil {
+		return ack, ack.Error.classify()
+	}
+	if ack.Seq == 0 {
+		return ack, fmt.Errorf("%w: the server's answer has no sequence", ErrUnavailable)
+	}
+	return ack, nil
+}
+
+// errRetry marks a refusal that passes: nothing was stored, and the same
+// publish may succeed later.
+var errRetry = errors.New("refused for now") //nolint:gochecknoglobals // a sentinel
+
+// classify turns the server's refusal into an error of this package. Nothing
+// was stored.
+func (e *apiError) classify() error {
+	text := fmt.Errorf("NATS error %d: %s", e.ErrCode, e.Description)
+	switch e.ErrCode {
+	case 10054, 10097: // message, or its headers, too large
+		return fmt.Errorf("%w: %w", ErrTooLarge, text)
+	case 10077: // the store refused: maximum messages, bytes, message size
+		if bytes.Contains([]byte(e.Description), []byte("message too large")) {
+			return fmt.Errorf("%w: %w", ErrTooLarge, text)
+		}
+		return fmt.Errorf("%w: %w", ErrFull, text)
+	case 10002, 10023, 10028, 10047: // limits of the account, resources, memory, storage
+		return fmt.Errorf("%w: %w", ErrFull, text)
+	case 10059: // stream not found
+		return fmt.Errorf("%w: %w", ErrIncarnation, text)
+	case 10008, 10009, 10176, 10208, 10211: // no leader, no quorum, batch lost on the way, too many under way
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, errRetry, text)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, text)
+}
+
+// streamError classifies an error of the jetstream package.
+func streamError(err error) error {
+	var api *jetstream.APIError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return fmt.Errorf("%w: %w", ErrIncarnation, err)
+	case errors.As(err, &api):
+		return (&apiError{Code: api.Code, ErrCode: int(api.ErrorCode), Description: api.Description}).classify()
+	}
+	return unavailable(err)
+}
+
+// newPublisher chooses how a stream's commits are handed over.
+func (j *Journal) newPublisher(s *stream) (publisher, error) {
+	plain, err := newPlain(j.cfg.Conn, s.info.Name, s.health)
+	if err != nil {
+		return nil, err
+	}
+	if j.cfg.Sync != nil {
+		return plain, nil
+	}
+	return newBatches(plain, j.cfg.Replicas), nil
+}
+
+// plain publishes each entry by itself and awaits all acknowledgements: through
+// one subscription, and matched by a number in the reply's subject, which is a
+// third of the cost of a future for each.
+type plain struct {
+	nc     *nats.Conn
+	health func(context.Context) error
+	ack    ackParser
+	lost   chan nats.Status
+	done   chan struct{} // of capacity 1
+
+	mu      sync.Mutex // guards what follows
+	sub     *nats.Subscription
+	replies []string // by index in the batch
+	prefix  string
+	batch   []*entry // of the round that is under way
+	left    int
+}
+
+func newPlain(nc *nats.Conn, stream string, health func(context.Context) error) (*plain, error) {
+	p := &plain{
+		nc: nc, health: health, ack: newAckParser(stream), done: make(chan struct{}, 1),
+		lost: nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED),
+	}
+	if err := p.renew(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// renew makes a new inbox, so that late answers of a round that was given up
+// reach nobody. The lock is not held.
+func (p *plain) renew() error {
+	prefix := nats.NewInbox() + "."
+	sub, err := p.nc.Subscribe(prefix+"*", p.receive)
+	if err != nil {
+		return fmt.Errorf("subscribe to acknowledgements: %w", unavailable(err))
+	}
+	// The acknowledgements of a commit are small and few.
+	if err := sub.SetPendingLimits(-1, -1); err != nil {
+		return fmt.Errorf("subscribe to acknowledgements: %w", unavailable(err))
+	}
+	p.mu.Lock()
+	old := p.sub
+	p.sub, p.prefix, p.replies = sub, prefix, p.replies[:0]
+	p.mu.Unlock()
+	if old != nil {
+		_ = old.Unsubscribe() // the connection it belongs to may be gone
+	}
+	return nil
+}
+
+func (p *plain) receive(m *nats.Msg) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(m.Subject) <= len(p.prefix) || m.Subject[:len(p.prefix)] != p.prefix {
+		return // of an earlier inbox
+	}
+	i, err := strconv.Atoi(m.Subject[len(p.prefix):])
+	if err != nil || i >= len(p.batch) {
+		return
+	}
+	e := p.batch[i]
+	if !e.doubtful {
+		return
+	}
+	if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
+		// Nobody listens: the stream has no leader. Nothing was stored.
+		e.err = fmt.Errorf("%w: %w: no server has the stream", ErrUnavailable, errRetry)
+	} else {
+		var ack pubAck
+		ack, e.err = p.ack.parse(m.Data)
+		e.seq = ack.Seq
+	}
+	if e.err != nil {
+		e.seq = 0
+	}
+	e.doubtful = false
+	if p.left--; p.left == 0 {
+		p.done <- struct{}{}
+	}
+}
+
+func (p *plain) limit() int { return maxCommitEvents }
+
+func (p *plain) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_ = p.sub.Unsubscribe() // the connection may be gone
+	p.nc.RemoveStatusListener(p.lost)
+}
+
+func (p *plain) publish(ctx context.Context, batch []*entry) error {
+	for {
+		if err := p.round(ctx, batch); err != nil {
+			return err
+		}
+		batch = retriable(batch)
+		if len(batch) == 0 || !pause(ctx, retryPause) {
+			return nil
+		}
+	}
+}
+
+// retriable returns the entries that were refused for now.
+func retriable(batch []*entry) []*entry {
+	var out []*entry
+	for _, e := range batch {
+		if e.err != nil && errors.Is(e.err, errRetry) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (p *plain) round(ctx context.Context, batch []*entry) error {
+	p.mu.Lock()
+	for len(p.replies) < len(batch) {
+		p.replies = append(p.replies, p.prefix+strconv.Itoa(len(p.replies)))
+	}
+	replies := p.replies
+	p.batch, p.left = batch, len(batch)
+	for _, e := range batch {
+		e.doubtful, e.err = true, nil
+	}
+	p.mu.Unlock()
+	p.drain()
+	for i, e := range batch {
+		if err := p.send(e, replies[i]); err != nil {
+			return p.abort(err)
+		}
+	}
+	return p.await(ctx)
+}
+
+// drain forgets losses of the connection before a round.
+func (p *plain) drain() {
+	for {
+		select {
+		case <-p.lost:
+		default:
+			return
+		}
+	}
+}
+
+func (p *plain) send(e *entry, reply string) error {
+	if e.gen == 0 {
+		return p.nc.PublishRequest(e.subject, reply, e.record)
+	}
+	msg := &nats.Msg{Subject: e.subject, Reply: reply, Data: e.record, Header: nats.Header{}}
+	msg.Header.Set(generationHeader, strconv.Itoa(int(e.gen)))
+	return p.nc.PublishMsg(msg)
+}
+
+func (p *plain) await(ctx context.Context) error {
+	ask := time.NewTimer(askHealth)
+	defer ask.Stop()
+	for {
+		select {
+		case <-p.done:
+			return nil
+		case <-p.lost:
+			return p.abort(nats.ErrDisconnected)
+		case <-ctx.Done():
+			return p.abort(ctx.Err())
+		case <-ask.C:
+			if err := p.health(ctx); err != nil {
+				return p.abort(err)
+			}
+			ask.Reset(askHealth)
+		}
+	}
+}
+
+// abort gives a round up. Answers that are there already count.
+func (p *plain) abort(err error) error {
+	p.mu.Lock()
+	p.batch = nil
+	left := p.left
+	select {
+	case <-p.done:
+	default:
+	}
+	p.mu.Unlock()
+	if left == 0 {
+		return nil
+	}
+	if rerr := p.renew(); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	return err
+}
