@@ -40,6 +40,11 @@ var accepted = []struct{ name, in, want string }{
 		`{"id":"m-3","type":"message.edited","time":"2026-11-24T17:59:00Z","conversation":"a,b","conversationtype":"group","sender":"bob","target":"m-2","data":{"x":1.50e1,"bodies":[` + everyBody + `],"ext":{}}}`,
 		`{"specversion":"1.0","id":"m-3","source":"/apps/0300000000000000000000000000007f","type":"message.edited","time":"2026-11-24T17:59:00.000Z","conversation":"a,b","conversationtype":"group","sender":"bob","target":"m-2","datacontenttype":"application/json","data":{"x":1.50e1,"bodies":[` + everyBody + `],"ext":{}}}`,
 	},
+	{
+		"white space without an escape",
+		`{"id":"m-4","type":"message.sent","time":"2026-11-24T17:59:00Z","sender":"zoe","recipient":"zoe","data":{"bodies": [ {"type":"cmd", "action":"a b"}]}}`,
+		`{"specversion":"1.0","id":"m-4","source":"/apps/0300000000000000000000000000007f","type":"message.sent","time":"2026-11-24T17:59:00.000Z","conversation":"zoe,zoe","conversationtype":"direct","sender":"zoe","recipient":"zoe","datacontenttype":"application/json","data":{"bodies":[{"type":"cmd","action":"a b"}]}}`,
+	},
 }
 
 const everyBody = `{"type":"txt","msg":"","lang":"en"},` +
@@ -103,6 +108,18 @@ func TestParseAccepted(t *testing.T) {
 				t.Errorf("read back: app %v, position %v, %s", r.App, r.Position, r.AppendJSON(nil, r.App))
 			}
 		})
+	}
+}
+
+// The limit counts the text, not its escapes.
+func TestTextLimit(t *testing.T) {
+	for _, unit := range []string{"x", `\n`, `\"`} {
+		for n, ok := range map[int]bool{5120: true, 5121: false} {
+			_, err := ParseEvent([]byte(withBody(`{"type":"txt","msg":"`+strings.Repeat(unit, n)+`"}`)), testApp(), Limits{})
+			if ok != (err == nil) {
+				t.Errorf("%d of %s: %v", n, unit, err)
+			}
+		}
 	}
 }
 
