@@ -1,0 +1,85 @@
+package repo
+
+import (
+	"go/ast"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// TestAPIDocument keeps docs/api/README.md and the server's tables of routes and
+// problems from saying different things.
+func TestAPIDocument(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "docs/api/README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := make(map[string]bool)
+	for _, m := range regexp.MustCompile("(?m)^\\| `((?:GET|POST|PUT|PATCH|DELETE) [^`]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		documented[m[1]] = true
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| ([0-9, ]+) \\| `([a-z-]+)` \\|").FindAllStringSubmatch(string(text), -1) {
+		for status := range strings.SplitSeq(m[1], ", ") {
+			documented[status+" "+m[2]] = true
+		}
+	}
+	inCode := make(map[string]bool)
+	for _, f := range goFiles(t) {
+		if f.dir() != "cmd/coffer/internal/server" || f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			lit, ok := n.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			fields := literalFields(lit)
+			if fields["method"] != "" && fields["path"] != "" {
+				inCode[fields["method"]+" "+fields["path"]] = true
+			}
+			if fields["status"] != "" && fields["code"] != "" {
+				inCode[fields["status"]+" "+fields["code"]] = true
+			}
+			return true
+		})
+	}
+	if len(inCode) < 20 {
+		t.Fatalf("only %d routes and problems found in the code", len(inCode))
+	}
+	for entry := range inCode {
+		if !documented[entry] {
+			t.Errorf("docs/api/README.md does not have %q", entry)
+		}
+	}
+	for entry := range documented {
+		if !inCode[entry] {
+			t.Errorf("docs/api/README.md has %q, which the server does not", entry)
+		}
+	}
+}
+
+// literalFields returns the fields of a struct literal that are literals
+// themselves.
+func literalFields(lit *ast.CompositeLit) map[string]string {
+	fields := make(map[string]string)
+	for _, element := range lit.Elts {
+		pair, ok := element.(*ast.KeyValueExpr)
+		if !ok {
+			continue
+		}
+		key, ok := pair.Key.(*ast.Ident)
+		if !ok {
+			continue
+		}
+		if value, ok := pair.Value.(*ast.BasicLit); ok {
+			fields[key.Name] = value.Value
+			if s, err := strconv.Unquote(value.Value); err == nil {
+				fields[key.Name] = s
+			}
+		}
+	}
+	return fields
+}
