@@ -1,0 +1,56 @@
+package node
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	// expireEvery is how often what has expired leaves the view; readers are
+	// not shown it in the meantime.
+	expireEvery = 5 * time.Minute
+	// destroyEvery is how often the keys of expired epochs are destroyed.
+	destroyEvery = time.Hour
+)
+
+// clean enforces retention where nobody reads: in the view, and in the keyring,
+// so that copies elsewhere can no longer be opened either.
+func (r *region) clean(ctx context.Context) {
+	expire, destroy := time.NewTicker(expireEvery), time.NewTicker(destroyEvery)
+	defer expire.Stop()
+	defer destroy.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-expire.C:
+			if n, err := r.view.Expire(ctx, time.Now()); err != nil && ctx.Err() == nil {
+				r.log.Error("expired events stay in the view", "err", err)
+			} else if n > 0 {
+				r.log.Info("expired events have left the view", "events", n)
+			}
+		case <-destroy.C:
+			r.destroyEpochs(ctx, time.Now())
+		}
+	}
+}
+
+func (r *region) destroyEpochs(ctx context.Context, now time.Time) {
+	destroyed := 0
+	for app, err := range r.journal.Apps(ctx) {
+		n := 0
+		if err == nil {
+			n, err = r.journal.Keyring().DestroyEpochs(ctx, app.ID.String(), now)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			r.log.Error("keys of expired epochs stay", "app", app.ID.String(), "err", err)
+		}
+		destroyed += n
+	}
+	if destroyed > 0 {
+		r.log.Info("keys of expired epochs were destroyed", "epochs", destroyed)
+	}
+}

@@ -1,0 +1,228 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
+	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/embedded"
+	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/projections"
+	"github.com/cofferdb/coffer/projections/history"
+	"github.com/cofferdb/coffer/projections/pebble"
+)
+
+type regionOptions struct {
+	config      config.Config
+	region      config.Region
+	connections int
+	log         *slog.Logger
+}
+
+// region is everything of one region, in the order in which it is opened.
+type region struct {
+	config    config.Region
+	log       *slog.Logger
+	elsewhere map[byte]server.Place
+
+	nats     *embedded.Server // nil for an external one
+	conn     *nats.Conn
+	provider kms.Provider
+	store    *pebble.Store
+	view     *history.View
+	journal  *journal.Journal
+	runner   *projections.Runner
+	accounts *accounts.Store
+	listener net.Listener
+	server   *server.Server
+	http     *http.Server
+	url      string
+
+	options regionOptions
+
+	mu      sync.Mutex // guards what follows
+	checked time.Time
+	reasons []server.Unready
+	failure error // of the runner
+}
+
+// openRegion opens a region up to its listener, which run then serves. The
+// region is returned also with an error, for close.
+func openRegion(ctx context.Context, o regionOptions) (*region, error) {
+	r := &region{config: o.region, log: o.log, options: o}
+	dir := regionDir(o.config.DataDir, o.region.ID)
+	views := filepath.Join(dir, "views")
+	_, err := os.Stat(views)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if err := secureDir(dir); err != nil {
+		return r, err
+	}
+	// The address first: it fails at once when another process has it.
+	if r.listener, err = listen(ctx, o.region.Listen, o.connections); err != nil {
+		return r, err
+	}
+	r.url = o.region.URL
+	if r.url == "" {
+		r.url = scheme(o.region) + r.listener.Addr().String()
+	}
+	if r.provider, err = openProvider(ctx, o.region, fresh); err != nil {
+		return r, err
+	}
+	if r.store, err = openStore(views, o.log); err != nil {
+		return r, err
+	}
+	if r.view, err = history.New(history.Config{Store: r.store, Plans: o.config.PlanTable}); err != nil {
+		return r, err
+	}
+	if err := r.connect(ctx, filepath.Join(dir, "nats")); err != nil {
+		return r, err
+	}
+	if err := r.openJournal(ctx); err != nil {
+		return r, err
+	}
+	return r, r.prepareHTTP()
+}
+
+// openStore opens the view store. One that is damaged is put aside and a new
+// one is filled from the journal: a view holds nothing of its own.
+func openStore(dir string, log *slog.Logger) (*pebble.Store, error) {
+	store, err := pebble.Open(pebble.Options{Dir: dir, Log: log})
+	if !errors.Is(err, projections.ErrCorrupt) {
+		return store, err
+	}
+	aside := dir + ".damaged"
+	log.Error("the view store is damaged; it is put aside and rebuilt from the journal", "err", err, "aside", aside)
+	if err := os.RemoveAll(aside); err != nil {
+		return nil, fmt.Errorf("removing an older damaged view store: %w", err)
+	}
+	if err := os.Rename(dir, aside); err != nil {
+		return nil, fmt.Errorf("putting the damaged view store aside: %w", err)
+	}
+	return pebble.Open(pebble.Options{Dir: dir, Log: log})
+}
+
+// connect starts the region's NATS server, or connects to it.
+func (r *region) connect(ctx context.Context, dir string) error {
+	var err error
+	if r.config.NATS.URL != "" {
+		r.conn, err = connectExternal(r.config, r.log)
+		return err
+	}
+	r.nats, err = embedded.Start(ctx, embedded.Options{StoreDir: dir, Name: "coffer-" + r.config.ID, Log: r.log})
+	if err != nil {
+		return err
+	}
+	r.conn, err = r.nats.Connect()
+	return err
+}
+
+func (r *region) openJournal(ctx context.Context) error {
+	// A nil *Syncer in the interface would not be nil.
+	var syncer journal.Syncer
+	if r.nats != nil && r.nats.Syncer() != nil {
+		syncer = r.nats.Syncer()
+	}
+	var err error
+	r.journal, err = journal.Open(ctx, journal.Config{
+		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Conn: r.conn, Sync: syncer,
+		KMS: r.provider, Index: r.view, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	r.runner, err = projections.NewRunner(projections.RunnerConfig{
+		Journal: r.journal, Store: r.store, Projections: []projections.Projection{r.view}, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(r.conn)
+	if err != nil {
+		return fmt.Errorf("opening the registry: %w", err)
+	}
+	rows := journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
+	r.accounts = accounts.New(rows, r.journal.Keyring(), nil)
+	return nil
+}
+
+// run serves until closeListener; it returns an error when the listener or the
+// views failed.
+func (r *region) run(ctx context.Context) error {
+	limits := r.options.config.Limits
+	r.server = server.New(server.Options{
+		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Accounts: r.accounts,
+		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log,
+		Limits: server.Limits{
+			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
+			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),
+		},
+	})
+	r.http.Handler = r.server
+	r.http.RegisterOnShutdown(r.server.Stop)
+	var views sync.WaitGroup
+	defer views.Wait()
+	views.Go(func() {
+		// A store that has failed makes the region unready, and reads answer
+		// with its error. The listener stays: /readyz must say why.
+		if err := r.runner.Run(ctx); err != nil {
+			r.log.Error("the views have stopped", "err", err)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.failure = err
+		}
+	})
+	views.Go(func() { r.clean(ctx) })
+	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("listener: %w", err)
+	}
+	return nil
+}
+
+// closeListener stops taking requests and lets those under way finish.
+func (r *region) closeListener(ctx context.Context) error {
+	if r.http != nil {
+		if err := r.http.Shutdown(ctx); err != nil {
+			return errors.Join(fmt.Errorf("requests were cut: %w", err), r.http.Close())
+		}
+	}
+	if r.listener != nil {
+		_ = r.listener.Close() // closed already when it was served
+	}
+	return nil
+}
+
+// close ends everything below the listener, the last opened first.
+func (r *region) close() error {
+	var errs []error
+	if r.journal != nil {
+		errs = append(errs, r.journal.Close())
+	}
+	if r.conn != nil {
+		r.conn.Close()
+	}
+	if r.nats != nil {
+		errs = append(errs, r.nats.Close())
+	}
+	if r.store != nil {
+		errs = append(errs, r.store.Close())
+	}
+	if r.provider != nil {
+		errs = append(errs, r.provider.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/journal"
+)
+
+// appView is an app as operators see it. Certificates are told once, to who
+// creates the app.
+type appView struct {
+	ID           string   `json:"id"`
+	Name         string   `json:"name"`
+	Account      string   `json:"account,omitempty"`
+	Region       string   `json:"region"`
+	Plan         string   `json:"plan"`
+	Created      string   `json:"created"`
+	Disabled     bool     `json:"disabled"`
+	Certificates []string `json:"certificates,omitempty"`
+}
+
+func viewApp(a journal.App) appView {
+	return appView{
+		ID: a.ID.String(), Name: a.Name, Account: a.Account, Region: a.Region, Plan: a.Plan,
+		Created: a.Created.UTC().Format(timeLayout), Disabled: a.Disabled,
+	}
+}
+
+type list[T any] struct {
+	Data []T     `json:"data"`
+	Next *string `json:"next"`
+}
+
+func (s *Server) listApps(c *call) error {
+	answer := list[appView]{Data: []appView{}}
+	for app, err := range s.journal.Apps(c.r.Context()) {
+		if err != nil {
+			return err
+		}
+		if account := c.query.Get("account"); account != "" && account != app.Account {
+			continue
+		}
+		answer.Data = append(answer.Data, viewApp(app))
+	}
+	slices.SortFunc(answer.Data, func(a, b appView) int { return bytes.Compare([]byte(a.ID), []byte(b.ID)) })
+	return s.writeJSON(c, http.StatusOK, answer)
+}
+
+func (s *Server) showApp(c *call) error {
+	id, err := s.appOfPath(c.vars["app"])
+	if err != nil {
+		return err
+	}
+	app, err := s.journal.App(c.r.Context(), id)
+	if err != nil {
+		return err
+	}
+	return s.writeJSON(c, http.StatusOK, viewApp(app))
+}
+
+// createApp makes an app of an account of this region.
+func (s *Server) createApp(c *call) error {
+	var in struct {
+		Name    string `json:"name"`
+		Account string `json:"account"`
+		Plan    string `json:"plan"`
+	}
+	if err := s.decode(c, &in); err != nil {
+		return err
+	}
+	if in.Account != "" {
+		account, err := s.accounts.Account(c.r.Context(), in.Account)
+		if errors.Is(err, accounts.ErrNotFound) {
+			return s.invalidBody("/account", "the region has no such account")
+		}
+		if err != nil {
+			return err
+		}
+		if err := account.Allowed(s.region.ID); err != nil {
+			return err
+		}
+	}
+	app, err := s.journal.CreateApp(c.r.Context(), journal.AppSpec{Name: in.Name, Account: in.Account, Plan: in.Plan})
+	if err != nil {
+		return err
+	}
+	view := viewApp(app)
+	for _, certificate := range app.Certificates {
+		view.Certificates = append(view.Certificates, certificate.Reveal())
+	}
+	s.audit(c, "app.created", "app:"+view.ID, map[string]string{"plan": view.Plan, "account": view.Account})
+	c.w.Header().Set("Location", "/v1/admin/apps/"+view.ID)
+	return s.writeJSON(c, http.StatusCreated, view)
+}
+
+func (s *Server) listAccounts(c *call) error {
+	found, err := s.accounts.Accounts(c.r.Context())
+	if err != nil {
+		return err
+	}
+	return s.writeJSON(c, http.StatusOK, list[accounts.Account]{Data: found})
+}
+
+func (s *Server) createAccount(c *call) error {
+	var in struct {
+		ID      string   `json:"id"`
+		Name    string   `json:"name"`
+		Home    string   `json:"home"`
+		Regions []string `json:"regions"`
+	}
+	if err := s.decode(c, &in); err != nil {
+		return err
+	}
+	account, err := s.accounts.Create(c.r.Context(), accounts.Account{ID: in.ID, Name: in.Name, Home: in.Home, Regions: in.Regions})
+	if err != nil {
+		return err
+	}
+	s.audit(c, "account.created", "account:"+account.ID, map[string]string{"home": account.Home})
+	return s.writeJSON(c, http.StatusCreated, account)
+}
+
+// audit records what an operator did. It is there already, so a record that
+// fails cannot undo it; the log then says so.
+func (s *Server) audit(c *call, action, target string, detail map[string]string) {
+	maps.DeleteFunc(detail, func(_, v string) bool { return v == "" })
+	err := s.journal.Audit(c.r.Context(), journal.AuditEntry{
+		Actor: "operator:token", Action: action, Target: target, Outcome: "ok", Detail: detail,
+	})
+	if err != nil {
+		s.log.Error("audit record failed", "request_id", c.id, "action", action, "target", target, "err", err)
+	}
+}
+
+type streamView struct {
+	Name      string `json:"name"`
+	Plan      string `json:"plan"`
+	Shard     int    `json:"shard"`
+	Retention string `json:"retention"`
+	Seconds   int64  `json:"retention_seconds"`
+}
+
+// listStreams tells which streams the region has and how long each keeps, for
+// comparison with the plan table.
+func (s *Server) listStreams(c *call) error {
+	answer := list[streamView]{Data: []streamView{}}
+	for _, info := range s.journal.Streams() {
+		view := streamView{Name: info.Name, Plan: info.Plan, Shard: info.Shard}
+		if plan, ok := s.journal.Plan(info.Plan); ok {
+			view.Retention, view.Seconds = plan.Retention.String(), int64(plan.Retention/time.Second)
+		}
+		answer.Data = append(answer.Data, view)
+	}
+	return s.writeJSON(c, http.StatusOK, answer)
+}
+
+// decode reads a small JSON body strictly into a struct.
+func (s *Server) decode(c *call, into any) error {
+	if _, err := s.bodyForm(c.r, c.route.bodies); err != nil {
+		return err
+	}
+	body, release, err := s.readBody(c.w, c.r, c.route.limit)
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = json.Unmarshal(body, into, json.RejectUnknownMembers(true))
+	if err == nil {
+		return nil
+	}
+	if semantic, ok := errors.AsType[*json.SemanticError](err); ok {
+		detail := "the value has the wrong type"
+		if errors.Is(err, json.ErrUnknownName) {
+			detail = "the member is not known"
+		}
+		return s.invalidBody(string(semantic.JSONPointer), detail)
+	}
+	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return s.invalidBody(string(syntactic.JSONPointer), fmt.Sprintf("not valid JSON at byte %d", syntactic.ByteOffset))
+	}
+	return s.invalidBody("", "the body is not valid JSON")
+}

@@ -1,0 +1,110 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+)
+
+// callers is a set of kinds of callers.
+type callers uint8
+
+const (
+	anyone     callers = 1 << iota // without a credential
+	appBackend                     // AccessToken2 with the app's privilege
+	endUser                        // AccessToken2 with a user's privilege
+	operator                       // the operators' bearer token
+)
+
+// route is a row of the table. What is not in it cannot be called.
+type route struct {
+	method string
+	path   string // segments in braces are variables
+	who    callers
+	bodies []string // the media types it takes; none: a body is refused
+	limit  int64    // bytes of the body
+	query  []string // the parameters it knows; others are refused
+	handle func(*Server, *call) error
+}
+
+// routes is the whole interface, and the only place that says who may do what.
+//
+// An end user may so far only send, as itself: which conversations it takes
+// part in is not recorded yet, so every route that reads is closed to it.
+//
+// An operator reaches no route that opens an event.
+func (s *Server) routes() []route {
+	return []route{
+		{method: "GET", path: "/livez", who: anyone, handle: (*Server).livez},
+		{method: "GET", path: "/readyz", who: anyone, handle: (*Server).readyz},
+
+		{
+			method: "POST", path: "/v1/apps/{app}/events", who: appBackend | endUser,
+			bodies: []string{typeJSON, typeEvent, typeEventBatch, typeNDJSON, typeNDJSON2},
+			limit:  s.limits.RequestBytes, handle: (*Server).appendEvents,
+		},
+		{
+			method: "GET", path: "/v1/apps/{app}/events", who: appBackend,
+			query: []string{
+				"from", "until", "after", "conversation", "user", "type", "limit", "order", "min_position", "follow",
+			},
+			handle: (*Server).replayEvents,
+		},
+		{method: "GET", path: "/v1/apps/{app}/events/{event}", who: appBackend, query: []string{"min_position"}, handle: (*Server).oneEvent},
+		{
+			method: "GET", path: "/v1/apps/{app}/conversations/{conversation}/messages", who: appBackend,
+			query: []string{"before", "after", "limit", "min_position"}, handle: (*Server).messages,
+		},
+
+		{method: "GET", path: "/v1/admin/apps", who: operator, query: []string{"account"}, handle: (*Server).listApps},
+		{method: "POST", path: "/v1/admin/apps", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createApp},
+		{method: "GET", path: "/v1/admin/apps/{app}", who: operator, handle: (*Server).showApp},
+		{method: "GET", path: "/v1/admin/accounts", who: operator, handle: (*Server).listAccounts},
+		{method: "POST", path: "/v1/admin/accounts", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createAccount},
+		{method: "GET", path: "/v1/admin/streams", who: operator, handle: (*Server).listStreams},
+	}
+}
+
+// ofApp reports whether the path is below one app, whose token it then needs.
+func (r route) ofApp() bool { return strings.HasPrefix(r.path, "/v1/apps/{app}/") }
+
+// match finds the route of a request, or the problem: no such path, or none for
+// the method. Paths are compared as they were sent: nothing is cleaned,
+// redirected or joined.
+func (s *Server) match(r *http.Request) (*route, map[string]string, error) {
+	segments := strings.Split(r.URL.Path, "/")
+	var allow []string
+	for i := range s.table {
+		candidate := &s.table[i]
+		vars, ok := candidate.fits(segments)
+		if !ok {
+			continue
+		}
+		if candidate.method == r.Method || (candidate.method == http.MethodGet && r.Method == http.MethodHead) {
+			return candidate, vars, nil
+		}
+		allow = append(allow, candidate.method)
+	}
+	if allow != nil {
+		p := s.kinds.methodNotAllowed.problem("the path takes " + strings.Join(allow, ", "))
+		p.allow = strings.Join(allow, ", ")
+		return nil, nil, p
+	}
+	return nil, nil, s.kinds.notFound.problem("there is no such path")
+}
+
+func (r route) fits(segments []string) (map[string]string, bool) {
+	pattern := strings.Split(r.path, "/")
+	if len(pattern) != len(segments) {
+		return nil, false
+	}
+	vars := make(map[string]string, 2)
+	for i, p := range pattern {
+		switch {
+		case strings.HasPrefix(p, "{"):
+			vars[strings.Trim(p, "{}")] = segments[i]
+		case p != segments[i]:
+			return nil, false
+		}
+	}
+	return vars, true
+}

@@ -1,0 +1,289 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/projections"
+	"github.com/cofferdb/coffer/projections/history"
+)
+
+// Limits bounds what requests may take. Zero values mean the defaults named.
+type Limits struct {
+	RequestBytes int64         // body of an append after decoding; 16 MiB
+	BatchEvents  int           // events of one append; 1,000
+	BodyBytes    int64         // all bodies in memory at a time; 256 MiB
+	BodyTimeout  time.Duration // from the first byte of a body to its last; 60 s
+	WriteTimeout time.Duration // for each part of an answer; 30 s
+	WaitTimeout  time.Duration // for the view to reach min_position; 5 s
+	KeepAlive    time.Duration // between signs of life of a followed stream; 15 s
+	Streams      int           // replays at a time; 1,024
+	Event        journal.Limits
+}
+
+func (l Limits) withDefaults() Limits {
+	setDefault(&l.RequestBytes, 16<<20)
+	setDefault(&l.BatchEvents, 1000)
+	setDefault(&l.BodyBytes, 256<<20)
+	setDefault(&l.BodyTimeout, 60*time.Second)
+	setDefault(&l.WriteTimeout, 30*time.Second)
+	setDefault(&l.WaitTimeout, 5*time.Second)
+	setDefault(&l.KeepAlive, 15*time.Second)
+	setDefault(&l.Streams, 1024)
+	return l
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+// Place is a region that is served elsewhere or by another listener.
+type Place struct {
+	Region string
+	URL    string // may be empty
+}
+
+// Unready is a reason why the region is not ready.
+type Unready struct {
+	Part   string `json:"part"` // nats, kms, view, …
+	Detail string `json:"detail"`
+}
+
+// Options is what a server needs. All are required but Elsewhere, Ready,
+// Limits, Log and Now.
+type Options struct {
+	Region   journal.Region
+	Journal  *journal.Journal
+	History  *history.View
+	Runner   *projections.Runner
+	Accounts *accounts.Store
+	Operator auth.Operator
+
+	// Elsewhere names the other regions, by their number.
+	Elsewhere map[byte]Place
+	// Ready says what is wrong at present; nil means nothing ever is.
+	Ready  func(ctx context.Context) []Unready
+	Limits Limits
+	Log    *slog.Logger
+	Now    func() time.Time
+}
+
+// Server answers the requests of one region.
+type Server struct {
+	region    journal.Region
+	journal   *journal.Journal
+	history   *history.View
+	runner    *projections.Runner
+	accounts  *accounts.Store
+	operator  auth.Operator
+	elsewhere map[byte]Place
+	ready     func(ctx context.Context) []Unready
+	limits    Limits
+	log       *slog.Logger
+	now       func() time.Time
+
+	table   []route
+	kinds   kindTable
+	errors  []mapping
+	bodies  *semaphore.Weighted // bytes of request bodies in memory
+	streams *semaphore.Weighted // replays under way
+
+	stopping chan struct{} // closed by Stop
+	stop     sync.Once
+}
+
+// New makes a server. It starts nothing.
+func New(o Options) *Server {
+	s := &Server{
+		region: o.Region, journal: o.Journal, history: o.History, runner: o.Runner, accounts: o.Accounts,
+		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
+		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
+		stopping: make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.bodies = semaphore.NewWeighted(s.limits.BodyBytes)
+	s.streams = semaphore.NewWeighted(int64(s.limits.Streams))
+	s.table = s.routes()
+	return s
+}
+
+// Stop ends the followed streams, each with its trailer, so that a listener
+// which waits for open requests can shut down. Requests are still answered.
+func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
+
+// call is one request on its way through.
+type call struct {
+	w      *responseWriter
+	r      *http.Request
+	route  *route
+	vars   map[string]string
+	query  url.Values
+	app    journal.App // of routes below an app
+	caller caller
+	id     string
+}
+
+// ServeHTTP answers one request and logs it.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	started := s.now()
+	c := &call{w: &responseWriter{ResponseWriter: w}, r: r, id: requestID()}
+	h := w.Header()
+	h.Set("X-Request-Id", c.id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+	defer func() {
+		// A panic's value may hold content, so only where it happened is logged.
+		if v := recover(); v != nil {
+			s.log.Error("request panicked", "request_id", c.id, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+			s.finish(c, started, s.kinds.internal.problem("the server has failed"))
+			if c.w.status != 0 {
+				panic(http.ErrAbortHandler) // an answer that has begun must not look whole
+			}
+		}
+	}()
+	s.finish(c, started, s.serve(c))
+}
+
+func (s *Server) serve(c *call) error {
+	var err error
+	s.bodyDeadline(c)
+	if c.route, c.vars, err = s.match(c.r); err != nil {
+		return err
+	}
+	if c.query, err = s.parseQuery(c.r, c.route); err != nil {
+		return err
+	}
+	if err := s.authorize(c); err != nil {
+		return err
+	}
+	if c.route.bodies == nil && (c.r.ContentLength != 0 || len(c.r.TransferEncoding) > 0) {
+		return s.invalidBody("", "this request takes no body")
+	}
+	return c.route.handle(s, c)
+}
+
+// finish writes the problem of a request that failed before its answer began,
+// and the log line.
+func (s *Server) finish(c *call, started time.Time, err error) {
+	var p *problem
+	if err != nil {
+		p = s.problemOf(err)
+		p.RequestID = c.id
+		if c.w.status == 0 {
+			writeProblem(c.w, p)
+		}
+	}
+	s.logRequest(c, started, p)
+}
+
+// logRequest writes no path, only the route's pattern: a path may hold the ids
+// of users and conversations.
+func (s *Server) logRequest(c *call, started time.Time, p *problem) {
+	pattern := "none"
+	if c.route != nil {
+		pattern = c.route.path
+	}
+	attrs := []any{
+		"request_id", c.id, "method", method(c.r.Method), "route", pattern, "status", c.w.status,
+		"bytes", c.w.bytes, "duration_ms", float64(s.now().Sub(started).Microseconds()) / 1000,
+		"caller", c.caller.kind.String(),
+	}
+	if !c.app.ID.IsZero() {
+		attrs = append(attrs, "app", c.app.ID.String())
+	}
+	level := slog.LevelInfo
+	if c.route != nil && c.route.who == anyone {
+		level = slog.LevelDebug
+	}
+	if p != nil {
+		attrs = append(attrs, "problem", p.Code)
+		if p.Status >= http.StatusInternalServerError && p.cause != nil {
+			// The libraries' errors hold no content (a test looks for canaries).
+			level = slog.LevelError
+			attrs = append(attrs, "err", p.cause)
+		}
+	}
+	s.log.Log(c.r.Context(), level, "request", attrs...)
+}
+
+func method(m string) string {
+	if slices.Contains([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, m) {
+		return m
+	}
+	return "other"
+}
+
+func requestID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails, says crypto/rand
+	return hex.EncodeToString(b[:])
+}
+
+// parseQuery refuses what the route does not know: a misspelt filter that is
+// ignored answers another question than was asked.
+func (s *Server) parseQuery(r *http.Request, route *route) (url.Values, error) {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, s.kinds.invalidRequest.problem("the query cannot be read")
+	}
+	for name, v := range values {
+		if !slices.Contains(route.query, name) {
+			p := s.kinds.invalidRequest.problem("the query has an unknown parameter")
+			p.Errors = []inputError{{Detail: "known parameters: " + fmt.Sprint(route.query)}}
+			return nil, p
+		}
+		if len(v) != 1 && name != "type" {
+			return nil, s.invalidParameter(name, "it is given more than once")
+		}
+	}
+	return values, nil
+}
+
+// responseWriter remembers what was answered, for the log and for errors that
+// come after the answer has begun.
+type responseWriter struct {
+	http.ResponseWriter
+
+	status int
+	bytes  int64
+}
+
+func (w *responseWriter) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *responseWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
