@@ -132,3 +132,35 @@ func TestDocsAreIndexed(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// namedTest finds a test that a document names, with the file it links to.
+var namedTest = regexp.MustCompile("(?:\\[)?`((?:Test|Fuzz|Example)[A-Z]\\w*)`(?:\\]\\(([^)]+)\\))?")
+
+// TestNamedTestsExist: a document that says which test shows a promise is worth
+// something only while the test is there. Each is a link to its file.
+func TestNamedTestsExist(t *testing.T) {
+	inFile := make(map[string]bool)
+	for _, f := range goFiles(t) {
+		for _, fn := range functions(f) {
+			inFile[f.path+" "+fn.Name.Name] = true
+		}
+	}
+	err := walk(func(name string) error {
+		if path.Ext(name) != ".md" {
+			return nil
+		}
+		for i, text := range prose(t, name) {
+			for _, m := range namedTest.FindAllStringSubmatch(text, -1) {
+				if m[2] == "" {
+					t.Errorf("%s:%d: %s is no link to its file", name, i+1, m[1])
+				} else if !inFile[path.Join(path.Dir(name), m[2])+" "+m[1]] {
+					t.Errorf("%s:%d: %s has no %s", name, i+1, m[2], m[1])
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
