@@ -12,12 +12,15 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
 	reserveShare = 20 // a twentieth of what is free
 	minReserve   = 64 << 20
 	watchEvery   = time.Second
+	lostEvery    = 30 // times watchEvery
 )
 
 // maxStore decides the server's limit. It must be explicit: the server's own
@@ -57,9 +60,11 @@ func skipVanished(err error) error {
 }
 
 // Check reports whether the server can take writes: [ErrFrozen] when a stream
-// stopped after a write error, [ErrLost] when messages are missing, or that
-// JetStream is off. It looks at every stream; ask every few seconds, not for
-// every request.
+// stopped after a write error or JetStream is off, [ErrLost] when the server has
+// noticed, while reading its files, that messages are missing. (It does not
+// notice all: a last block that was cut is just a shorter stream. Readers hold
+// sequences against what they have seen.) It looks at every stream; ask every
+// few seconds, not for every request.
 func (s *Server) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("check the embedded NATS server: %w", err)
@@ -76,13 +81,16 @@ func (s *Server) Check(ctx context.Context) error {
 			return err
 		}
 	}
-	return lost(srv)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.lostErr
 }
 
 func frozen(srv *server.Server) error {
 	health := srv.Healthz(&server.HealthzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT, Details: true})
 	for _, e := range health.Errors {
-		if e.Type != server.HealthzErrorStream {
+		// A stream that is being removed is renamed to start with a dot first.
+		if e.Type != server.HealthzErrorStream || strings.HasPrefix(e.Stream, ".") {
 			continue
 		}
 		if strings.Contains(e.Error, "no space left") {
@@ -93,17 +101,48 @@ func frozen(srv *server.Server) error {
 	return nil
 }
 
-func lost(srv *server.Server) error {
-	acc, err := srv.JszAccount(&server.JSzOptions{Account: server.DEFAULT_GLOBAL_ACCOUNT, Streams: true})
+// lost asks each stream for the messages that the server knows it has lost. The
+// server tells only with the list of deleted sequences, which may be long.
+func (s *Server) lost(ctx context.Context) error {
+	nc, err := s.Connect(nats.NoReconnect())
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("check the embedded NATS server: %w", err)
 	}
-	for _, stream := range acc.Streams {
-		if l := stream.State.Lost; l != nil && len(l.Msgs) > 0 {
-			return fmt.Errorf("%w: stream %s: %d messages, the first at sequence %d", ErrLost, stream.Name, len(l.Msgs), l.Msgs[0])
+	names := js.StreamNames(ctx)
+	for name := range names.Name() {
+		stream, err := js.Stream(ctx, name)
+		if err != nil {
+			continue // it was deleted, or the next look will tell
+		}
+		info, err := stream.Info(ctx, jetstream.WithDeletedDetails(true))
+		if err != nil {
+			continue
+		}
+		if l := info.State.Lost; l != nil && len(l.Msgs) > 0 {
+			return fmt.Errorf("%w: stream %s: %d messages, the first at sequence %d", ErrLost, name, len(l.Msgs), l.Msgs[0])
 		}
 	}
+	if err := names.Err(); err != nil {
+		return fmt.Errorf("check the embedded NATS server: %w", err)
+	}
 	return nil
+}
+
+// lookForLost remembers what lost finds.
+func (s *Server) lookForLost() {
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	if err := s.lost(ctx); errors.Is(err, ErrLost) {
+		s.log.Error("messages are lost", "error", err)
+		s.mu.Lock()
+		s.lostErr = err
+		s.mu.Unlock()
+	}
 }
 
 // watch syncs what was written outside of commits (tombstones of expiry), and
@@ -112,21 +151,24 @@ func (s *Server) watch() {
 	defer close(s.done)
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
-		case <-s.stop:
+		case <-s.ctx.Done():
 			return
 		case <-tick.C:
 		}
 		if syncer := s.Syncer(); syncer != nil {
 			syncer.settle()
 		}
+		if n%lostEvery == 0 {
+			s.lookForLost()
+		}
 		err := frozen(s.current())
 		if !errors.Is(err, syscall.ENOSPC) || !s.hasRoom() {
 			continue
 		}
 		s.log.Warn("the disk has room again, restarting the NATS server", "dir", s.opts.StoreDir)
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
 		if err := s.Restart(ctx); err != nil {
 			s.log.Error("restart of the NATS server failed", "error", err)
 		}

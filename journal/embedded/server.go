@@ -66,7 +66,8 @@ type Server struct {
 	log      *slog.Logger
 	lock     *os.File
 	maxStore int64
-	stop     chan struct{}
+	ctx      context.Context //nolint:containedctx // the life of the watch
+	cancel   context.CancelFunc
 	done     chan struct{}
 
 	// mu guards what a restart replaces.
@@ -74,6 +75,7 @@ type Server struct {
 	srv      *server.Server
 	syncer   *Syncer
 	fallback string
+	lostErr  error
 	closed   bool
 
 	// restart serialises Restart and Close.
@@ -108,9 +110,9 @@ func start(ctx context.Context, opts Options, probe func(context.Context, *Serve
 		return nil, fmt.Errorf("embedded NATS: %w", err)
 	}
 	s := &Server{
-		opts: opts, log: opts.Log, probe: probe,
-		stop: make(chan struct{}), done: make(chan struct{}),
+		opts: opts, log: opts.Log, probe: probe, done: make(chan struct{}),
 	}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -331,20 +333,19 @@ func (s *Server) Restart(ctx context.Context) error {
 // Close stops the server and waits until its files are written. Calling it
 // again does nothing.
 func (s *Server) Close() error {
-	s.restart.Lock()
-	defer s.restart.Unlock()
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return nil
 	}
 	s.closed = true
-	srv, syncer := s.srv, s.syncer
 	s.mu.Unlock()
-	close(s.stop)
-	halt(srv)
+	s.cancel()
 	<-s.done
-	if syncer != nil {
+	s.restart.Lock() // a Restart that is under way ends first
+	defer s.restart.Unlock()
+	halt(s.current())
+	if syncer := s.Syncer(); syncer != nil {
 		syncer.close()
 	}
 	if err := s.lock.Close(); err != nil {

@@ -1,0 +1,176 @@
+// Package journaltest starts NATS servers for tests: one embedded as in
+// production, and a cluster of three that sync always. Everything lives on disk
+// in the test's folder and ends with the test.
+//
+// Limits: for tests only; it takes a testing.TB.
+package journaltest
+
+import (
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/cofferdb/coffer/journal/embedded"
+)
+
+// requireEnv names the variable that makes a missing requirement a failure.
+const requireEnv = "COFFER_TEST_REQUIRE"
+
+// Skip ends the test because something outside of the repository is missing,
+// which it names. With COFFER_TEST_REQUIRE=all the test fails instead.
+func Skip(tb testing.TB, reason string) {
+	tb.Helper()
+	if os.Getenv(requireEnv) == "all" { //nolint:forbidigo // only for tests
+		tb.Fatalf("%s=all: %s", requireEnv, reason)
+	}
+	tb.Skip("skipped: " + reason)
+}
+
+// Start starts an embedded server on a folder of the test and returns it with a
+// connection. Both are closed with the test.
+func Start(tb testing.TB, opts embedded.Options) (*embedded.Server, *nats.Conn) {
+	tb.Helper()
+	if opts.StoreDir == "" {
+		opts.StoreDir = tb.TempDir()
+	}
+	srv, err := embedded.Start(tb.Context(), opts)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := srv.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	nc, err := srv.Connect()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(nc.Close)
+	return srv, nc
+}
+
+// A Cluster is three servers of one cluster, on loopback.
+type Cluster struct {
+	tb      testing.TB
+	opts    [3]*server.Options
+	servers [3]*server.Server
+}
+
+// StartCluster starts three servers that sync always and waits until they have
+// elected a leader.
+func StartCluster(tb testing.TB) *Cluster {
+	tb.Helper()
+	c := &Cluster{tb: tb}
+	names := [3]string{"n1", "n2", "n3"}
+	for i, name := range names {
+		opts := &server.Options{
+			ServerName: name, Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
+			JetStream: true, StoreDir: tb.TempDir(), JetStreamMaxStore: 8 << 30, JetStreamMaxMemory: 256 << 20, SyncAlways: true,
+			Cluster: server.ClusterOpts{Name: "coffer", Host: "127.0.0.1", Port: server.RANDOM_PORT},
+		}
+		if i > 0 {
+			opts.Routes = server.RoutesFromStr("nats://" + c.servers[0].ClusterAddr().String())
+		}
+		c.opts[i] = opts
+		c.servers[i] = c.start(i)
+	}
+	tb.Cleanup(func() {
+		for i := range c.servers {
+			c.Stop(i)
+		}
+	})
+	c.await("a leader", func() bool {
+		for _, s := range c.servers {
+			if s.JetStreamIsLeader() {
+				return len(s.JetStreamClusterPeers()) == len(c.servers)
+			}
+		}
+		return false
+	})
+	return c
+}
+
+func (c *Cluster) start(i int) *server.Server {
+	c.tb.Helper()
+	s, err := server.NewServer(c.opts[i])
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	s.Start()
+	if !s.ReadyForConnections(30 * time.Second) {
+		c.tb.Fatalf("server %s does not get ready", c.opts[i].ServerName)
+	}
+	// A restart comes back at the same addresses.
+	if a, ok := s.Addr().(*net.TCPAddr); ok {
+		c.opts[i].Port = a.Port
+	}
+	c.opts[i].Cluster.Port = s.ClusterAddr().Port
+	return s
+}
+
+func (c *Cluster) await(what string, cond func() bool) {
+	c.tb.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.tb.Fatalf("the cluster has no %s after a minute", what)
+		}
+	}
+}
+
+// Stop stops server i; the other two go on.
+func (c *Cluster) Stop(i int) {
+	if s := c.servers[i]; s != nil {
+		s.Shutdown()
+		s.WaitForShutdown()
+		c.servers[i] = nil
+	}
+}
+
+// Restart starts server i again, on its folder.
+func (c *Cluster) Restart(i int) {
+	c.tb.Helper()
+	if c.servers[i] == nil {
+		c.servers[i] = c.start(i)
+	}
+}
+
+// StreamLeader returns which server leads a stream.
+func (c *Cluster) StreamLeader(stream string) int {
+	c.tb.Helper()
+	leader := -1
+	c.await("leader of stream "+stream, func() bool {
+		for i, s := range c.servers {
+			if s != nil && s.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
+				leader = i
+				return true
+			}
+		}
+		return false
+	})
+	return leader
+}
+
+// Connect returns a connection to whichever servers run, as the journal needs
+// it. It is closed with the test.
+func (c *Cluster) Connect() *nats.Conn {
+	c.tb.Helper()
+	var urls []string
+	for _, s := range c.servers {
+		if s != nil {
+			urls = append(urls, s.ClientURL())
+		}
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
+		nats.ReconnectWait(20*time.Millisecond), nats.IgnoreDiscoveredServers())
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	c.tb.Cleanup(nc.Close)
+	return nc
+}
