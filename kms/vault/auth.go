@@ -2,13 +2,12 @@ package vault
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -19,14 +18,21 @@ import (
 )
 
 const (
-	// quietAfterLogin is how long a 403 is believed without another login. A
-	// withdrawn policy then costs one login in five seconds, not one a request.
+	// quietAfterLogin is how long a 403 is believed after one has led to a new
+	// login. A withdrawn policy then costs one login in five seconds, not one a
+	// request.
 	quietAfterLogin = 5 * time.Second
+	// Credentials that Vault refused are offered again when their files change,
+	// or after a while, for the fault may be on Vault's side. AppRole's while is
+	// long: Vault locks a role for 15 minutes after five refused logins, for every
+	// process that uses it. The others' doubles.
+	appRoleRefusal = 4 * time.Minute
+	firstRefusal   = time.Second
+	longestRefusal = 30 * time.Second
 	// shortestLife is how long a login should last. Those that end sooner are
 	// replaced ever more slowly.
-	shortestLife = 2 * time.Second
+	shortestLife = time.Second
 	longestWait  = time.Minute
-	maxSecret    = 16 << 10 // bytes in a file
 )
 
 // login is a token and what is known of it.
@@ -49,17 +55,28 @@ type session struct {
 	end      context.CancelFunc
 	wait     sync.WaitGroup
 
-	mu      sync.Mutex
-	current *login  // nil before the first login; guarded by mu
-	flight  *flight // the login under way, or nil; guarded by mu
-	closed  bool    // guarded by mu
+	mu      sync.Mutex // guards what follows
+	current *login     // nil before the first login
+	flight  *flight    // the login under way, or nil
+	again   time.Time  // when a 403 last led to a login
+	refusal refusal    // of the last login
+	closed  bool
+}
+
+// refusal remembers credentials that Vault did not accept.
+type refusal struct {
+	err         error // nil: they were accepted
+	fingerprint [sha256.Size]byte
+	until       time.Time
+	wait        time.Duration
 }
 
 // flight is a login that callers wait for together.
 type flight struct {
-	done  chan struct{}
-	login *login // these two are set when done is closed
-	err   error
+	done    chan struct{}
+	refused bool   // a 403 led to it; guarded by session.mu
+	login   *login // these two are set when done is closed
+	err     error
 }
 
 // login returns the present login, after making one if there is none.
@@ -69,20 +86,21 @@ func (s *session) login(ctx context.Context) (*login, error) {
 		s.mu.Unlock()
 		return l, nil
 	}
-	f := s.start()
+	f := s.start(false)
 	s.mu.Unlock()
 	return s.await(ctx, f)
 }
 
 // loginAgain replaces a login whose token was refused. It returns the same login
-// when that is too young to blame.
+// when a new one has just been made for that reason.
 func (s *session) loginAgain(ctx context.Context, refused *login) (*login, error) {
 	s.mu.Lock()
-	if l := s.current; l != refused || time.Since(l.at) < s.quiet {
+	if s.current != refused || time.Since(s.again) < s.quiet {
+		l := s.current
 		s.mu.Unlock()
 		return l, nil
 	}
-	f := s.start()
+	f := s.start(true)
 	s.mu.Unlock()
 	return s.await(ctx, f)
 }
@@ -91,21 +109,27 @@ func (s *session) loginAgain(ctx context.Context, refused *login) (*login, error
 //
 // It runs apart from the callers, so that one who gives up does not take the
 // others with him.
-func (s *session) start() *flight {
+func (s *session) start(refused bool) *flight {
 	if s.flight != nil {
+		s.flight.refused = s.flight.refused || refused
 		return s.flight
 	}
-	f := &flight{done: make(chan struct{})}
+	f := &flight{done: make(chan struct{}), refused: refused}
 	if s.closed {
 		f.err = s.provider.fail("login", kms.ErrUnavailable, "the provider is closed")
 		close(f.done)
 		return f
 	}
 	s.flight = f
+	last := s.refusal
 	s.wait.Go(func() {
-		l, err := s.authenticate()
+		l, now, err := s.authenticate(last)
 		s.mu.Lock()
+		s.refusal = now
 		if err == nil {
+			if f.refused {
+				s.again = l.at
+			}
 			s.install(l)
 		}
 		f.login, f.err = l, err
@@ -181,7 +205,7 @@ func (s *session) watch(ctx context.Context, l *login) {
 			s.mu.Unlock()
 			return
 		}
-		f := s.start()
+		f := s.start(false)
 		s.mu.Unlock()
 		_, err := s.await(ctx, f)
 		if err == nil || ctx.Err() != nil {
@@ -223,68 +247,94 @@ func (s *session) close() {
 	s.wait.Wait()
 }
 
-// authenticate logs in once, with what the files hold now.
-func (s *session) authenticate() (*login, error) {
+// authenticate logs in once, with what the files hold now, unless that was
+// refused only just before.
+func (s *session) authenticate(last refusal) (*login, refusal, error) {
 	ctx, cancel := context.WithTimeout(s.life, s.provider.loginTimeout())
 	defer cancel()
 	start := time.Now()
-	l, err := s.ask(ctx)
+	c, err := s.credentials()
 	if err != nil {
 		err = s.refused(ctx, err)
 		s.observe("login", "", time.Since(start), err)
-		return nil, err
+		return nil, last, err
+	}
+	same := last.err != nil && last.fingerprint == c.fingerprint
+	if same && start.Before(last.until) {
+		return nil, last, last.err
+	}
+	l, err := s.ask(ctx, c)
+	if err != nil {
+		err = s.refused(ctx, err)
+		s.observe("login", "", time.Since(start), err)
+		if !errors.Is(err, kms.ErrUnauthenticated) {
+			return nil, last, err
+		}
+		wait := firstRefusal
+		switch {
+		case s.auth.Method == AuthAppRole:
+			wait = appRoleRefusal
+		case same:
+			wait = min(2*last.wait, longestRefusal)
+		}
+		return nil, refusal{err: err, fingerprint: c.fingerprint, until: time.Now().Add(wait), wait: wait}, err
 	}
 	l.at = time.Now()
 	s.observe("login", requestIDOf(l.secret.RequestID), time.Since(start), nil)
 	s.log.Debug("logged in to vault", "method", s.auth.Method,
 		"lease", time.Duration(l.secret.Auth.LeaseDuration)*time.Second, "renewable", l.secret.Auth.Renewable)
-	return l, nil
+	return l, refusal{}, nil
 }
 
-// errSecretFile is what is wrong with a file, without its content.
-type errSecretFile struct{ detail string }
+// credentials are what the files hold at the moment.
+type credentials struct {
+	token       string         // AuthToken
+	body        map[string]any // of the other methods' login
+	fingerprint [sha256.Size]byte
+}
 
-func (e errSecretFile) Error() string { return e.detail }
-
-func (s *session) ask(ctx context.Context) (*login, error) {
-	mount := s.auth.Mount
-	if mount = strings.Trim(mount, "/"); mount == "" {
-		mount = s.auth.Method
-	}
-	body := map[string]any{}
-	switch s.auth.Method {
+func (s *session) credentials() (c credentials, err error) {
+	var parts [2]string
+	switch a := s.auth; a.Method {
 	case AuthToken:
-		return s.askToken(ctx)
+		c.token, err = readSecret("token_file", a.TokenFile, true)
+		parts[0] = c.token
 	case AuthAppRole:
-		id := s.auth.RoleID
-		if id == "" {
-			var err error
-			if id, err = readSecret("role_id_file", s.auth.RoleIDFile, false); err != nil {
-				return nil, err
-			}
+		parts[0] = a.RoleID
+		if a.RoleID == "" {
+			parts[0], err = readSecret("role_id_file", a.RoleIDFile, false)
 		}
-		secret, err := readSecret("secret_id_file", s.auth.SecretIDFile, true)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			parts[1], err = readSecret("secret_id_file", a.SecretIDFile, true)
 		}
-		body["role_id"], body["secret_id"] = id, secret
+		c.body = map[string]any{"role_id": parts[0], "secret_id": parts[1]}
 	default: // AuthKubernetes
-		file := s.auth.JWTFile
+		file := a.JWTFile
 		if file == "" {
 			file = ServiceAccountToken
 		}
+		parts[0] = a.Role
 		// Kubernetes itself makes this file readable for every user of the pod.
-		jwt, err := readSecret("jwt_file", file, false)
-		if err != nil {
-			return nil, err
-		}
-		body["role"], body["jwt"] = s.auth.Role, jwt
+		parts[1], err = readSecret("jwt_file", file, false)
+		c.body = map[string]any{"role": parts[0], "jwt": parts[1]}
+	}
+	c.fingerprint = sha256.Sum256([]byte(strings.Join(parts[:], "\n")))
+	return c, err
+}
+
+func (s *session) ask(ctx context.Context, c credentials) (*login, error) {
+	if s.auth.Method == AuthToken {
+		return s.askToken(ctx, c.token)
+	}
+	mount := strings.Trim(s.auth.Mount, "/")
+	if mount == "" {
+		mount = s.auth.Method
 	}
 	anonymous, err := s.connect("")
 	if err != nil {
 		return nil, err
 	}
-	secret, err := anonymous.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", body)
+	secret, err := anonymous.Logical().WriteWithContext(ctx, "auth/"+mount+"/login", c.body)
 	if err != nil {
 		return nil, err
 	}
@@ -300,11 +350,7 @@ func (s *session) ask(ctx context.Context) (*login, error) {
 
 // askToken looks up the token in the file, which also tells a token that has
 // ended from one that may not do something: Vault answers both with a bare 403.
-func (s *session) askToken(ctx context.Context) (*login, error) {
-	token, err := readSecret("token_file", s.auth.TokenFile, true)
-	if err != nil {
-		return nil, err
-	}
+func (s *session) askToken(ctx context.Context, token string) (*login, error) {
 	client, err := s.connect(token)
 	if err != nil {
 		return nil, err
@@ -356,35 +402,4 @@ func (s *session) observe(op, requestID string, d time.Duration, err error) {
 	s.provider.observe(s.life, kms.Call{
 		Provider: Name, Key: s.provider.identity, Operation: op, RequestID: requestID, Duration: d, Err: err,
 	})
-}
-
-// readSecret reads a secret from a file, without the line end that editors add.
-func readSecret(setting, path string, private bool) (string, error) {
-	wrong := func(detail string) error { return errSecretFile{setting + " " + path + ": " + detail} }
-	f, err := os.Open(path) //nolint:gosec // the operator's own setting
-	if err != nil {
-		return "", wrong("cannot be opened")
-	}
-	defer f.Close() //nolint:errcheck // only read
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return "", wrong("not a file")
-	}
-	if private && info.Mode().Perm()&0o007 != 0 {
-		return "", wrong("every user may read it: chmod o= it")
-	}
-	raw, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
-	if err != nil {
-		return "", wrong("cannot be read")
-	}
-	text := strings.TrimRight(string(raw), "\r\n \t")
-	switch {
-	case text == "":
-		return "", wrong("empty")
-	case len(raw) > maxSecret:
-		return "", wrong("larger than 16 KiB")
-	case strings.ContainsFunc(text, func(r rune) bool { return r < 0x21 || r > 0x7e }):
-		return "", wrong("not one word of printable ASCII")
-	}
-	return text, nil
 }

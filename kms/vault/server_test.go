@@ -221,7 +221,7 @@ func (c *calls) String() string {
 
 var binding = kms.Context{Region: "eu", App: "03aa", Purpose: kms.PurposeApp}
 
-// retired, pending: what the tests wait for, looked at often.
+// eventually looks often for what a test waits for.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	for range 1200 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/hashicorp/vault/api"
 
 	"github.com/cofferdb/coffer/kms"
@@ -130,6 +131,9 @@ func (p *Provider) Unwrap(ctx context.Context, binding kms.Context, w kms.Wrap) 
 	})
 	if err != nil {
 		return nil, err
+	}
+	if a.Plaintext == nil {
+		return nil, p.fail(op, kms.ErrUnavailable, "the answer holds no key")
 	}
 	if len(a.Plaintext) != kms.KeySize {
 		clear(a.Plaintext)
@@ -277,11 +281,11 @@ func (p *Provider) call(ctx context.Context, r request) error {
 	return policy.Do(ctx, func(attempt context.Context) error {
 		l, err := p.session.login(attempt)
 		if err == nil {
-			err = p.send(attempt, l, r, body)
+			err = p.send(attempt, ctx, l, r, body)
 		}
 		if class := kms.Class(err); class == kms.ErrAccessDenied || class == kms.ErrUnauthenticated { //nolint:errorlint // Class returns the sentinels themselves
 			if l != nil {
-				err = p.sendAgain(attempt, l, r, body, err)
+				err = p.sendAgain(attempt, ctx, l, r, body, err)
 			}
 		}
 		return caused(ctx, err)
@@ -289,27 +293,28 @@ func (p *Provider) call(ctx context.Context, r request) error {
 }
 
 // sendAgain repeats a refused request with a new login.
-func (p *Provider) sendAgain(ctx context.Context, refused *login, r request, body []byte, err error) error {
-	l, loginErr := p.session.loginAgain(ctx, refused)
+func (p *Provider) sendAgain(attempt, ctx context.Context, refused *login, r request, body []byte, err error) error {
+	l, loginErr := p.session.loginAgain(attempt, refused)
 	if loginErr != nil {
 		return loginErr
 	}
 	if l == refused {
 		return err
 	}
-	return p.send(ctx, l, r, body)
+	return p.send(attempt, ctx, l, r, body)
 }
 
-// send makes one HTTP request.
-func (p *Provider) send(ctx context.Context, l *login, r request, body []byte) error {
+// send makes one HTTP request under the context of the attempt; ctx is the
+// caller's.
+func (p *Provider) send(attempt, ctx context.Context, l *login, r request, body []byte) error {
 	start := time.Now()
 	logical, path := l.client.Logical(), p.mount+"/"+r.path
 	var resp *api.Response
 	var err error
 	if r.body == nil {
-		resp, err = logical.ReadRawWithContext(ctx, path)
+		resp, err = logical.ReadRawWithContext(attempt, path)
 	} else {
-		resp, err = logical.WriteRawWithContext(ctx, path, body)
+		resp, err = logical.WriteRawWithContext(attempt, path, body)
 	}
 	var id string
 	if err == nil {
@@ -345,11 +350,15 @@ func decode(resp *api.Response, into any) (requestID string, err error) {
 	if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return "", errNotJSON
 	}
-	answer := struct {
-		RequestID string `json:"request_id"`
-		Data      any    `json:"data"`
-	}{Data: into}
-	if err := json.Unmarshal(raw, &answer); err != nil || answer.Data == nil {
+	var answer struct {
+		RequestID string         `json:"request_id"`
+		Data      jsontext.Value `json:"data"`
+	}
+	defer func() { clear(answer.Data) }()
+	if err := json.Unmarshal(raw, &answer); err != nil || answer.Data.Kind() != jsontext.KindBeginObject {
+		return "", errNotJSON
+	}
+	if err := json.Unmarshal(answer.Data, into); err != nil {
 		return "", errNotJSON
 	}
 	return requestIDOf(answer.RequestID), nil

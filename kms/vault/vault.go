@@ -185,6 +185,8 @@ func (p *Provider) read(ctx context.Context, op string) (keyData, error) {
 		return keyData{}, err
 	}
 	switch {
+	case k.Type == "":
+		return keyData{}, p.fail(op, kms.ErrUnavailable, "the answer describes no key")
 	case k.Type != "aes256-gcm96":
 		return keyData{}, p.fail(op, kms.ErrNotFound, "the key is not of type aes256-gcm96")
 	case !k.Derived:

@@ -5,6 +5,7 @@ package serverstest
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -160,8 +161,27 @@ func (p *Process) Stop() {
 	<-p.done
 }
 
-// Pause stops the server's clock: it accepts connections and answers nothing.
-func (p *Process) Pause(t testing.TB) { p.signal(t, syscall.SIGSTOP) }
+// Pause stops the server where it is: its kernel still accepts connections, and
+// nothing answers. It returns once every thread has stopped.
+func (p *Process) Pause(t testing.TB) {
+	t.Helper()
+	p.signal(t, syscall.SIGSTOP)
+	for !p.stopped() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (p *Process) stopped() bool {
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid)) //nolint:errcheck // the pattern is good
+	for _, task := range tasks {
+		stat, err := os.ReadFile(task) //nolint:gosec // of our own child
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if err == nil && !strings.HasPrefix(rest, "T") {
+			return false
+		}
+	}
+	return true
+}
 
 // Continue undoes Pause.
 func (p *Process) Continue(t testing.TB) { p.signal(t, syscall.SIGCONT) }
