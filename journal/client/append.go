@@ -105,7 +105,8 @@ func (c *Client) attemptAppend(ctx context.Context, lines [][]byte, waiting []in
 	}
 	for n, i := range waiting {
 		a, r := answer.Data[n], &results[i]
-		if a.ID != r.ID {
+		// One that could not be parsed has no id in the answer.
+		if a.ID != r.ID && (a.ID != "" || a.Status != "refused") {
 			return fmt.Errorf("%w: the results are not in the order of the events", ErrProtocol)
 		}
 		r.Position, r.Duplicate, r.Err = a.Position, a.Status == "duplicate", nil
