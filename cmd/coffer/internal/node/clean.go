@@ -24,13 +24,13 @@ func (r *region) clean(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-expire.C:
-			if n, err := r.view.Expire(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			if n, err := r.view.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
 				r.log.Error("expired events stay in the view", "err", err)
 			} else if n > 0 {
 				r.log.Info("expired events have left the view", "events", n)
 			}
 		case <-destroy.C:
-			r.destroyEpochs(ctx, time.Now())
+			r.destroyEpochs(ctx, r.options.now())
 		}
 	}
 }

@@ -44,7 +44,10 @@ type DevOptions struct {
 	PortBase int
 	// Log receives what the process logs; nil discards it.
 	Log *slog.Logger
-	// Now is the clock of certificates and tokens; time.Now when nil.
+	// Limits bounds requests; see config.Limits.
+	Limits config.Limits
+	// Now is the clock of events, retention, certificates and tokens; time.Now
+	// when nil.
 	Now func() time.Time
 
 	shutdown time.Duration // of tests
@@ -89,7 +92,7 @@ func Dev(ctx context.Context, o DevOptions) (*Process, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	p, err := start(ctx, cfg, o.Log, lock)
+	p, err := start(ctx, cfg, o.Log, lock, o.Now)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +127,7 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 		return cfg, nil, err
 	}
 	cfg.DataDir, cfg.OperatorTokenFile = dir, tokenFile
-	cfg.PlanTable = journal.DefaultPlans()
+	cfg.PlanTable, cfg.Limits = journal.DefaultPlans(), o.Limits
 	cfg.ShutdownTimeout = config.Duration(orDefault(o.shutdown, 10*time.Second))
 	for i, r := range journal.DefaultRegions() {
 		own := regionDir(dir, r.ID)

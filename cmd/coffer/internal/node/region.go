@@ -32,6 +32,7 @@ type regionOptions struct {
 	region      config.Region
 	connections int
 	log         *slog.Logger
+	now         func() time.Time
 }
 
 // region is everything of one region, in the order in which it is opened.
@@ -140,7 +141,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	var err error
 	r.journal, err = journal.Open(ctx, journal.Config{
 		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Conn: r.conn, Sync: syncer,
-		KMS: r.provider, Index: r.view, Log: r.log,
+		KMS: r.provider, Index: r.view, Log: r.log, Now: r.options.now,
 	})
 	if err != nil {
 		return err
@@ -156,7 +157,7 @@ func (r *region) openJournal(ctx context.Context) error {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
 	rows := journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
-	r.accounts = accounts.New(rows, r.journal.Keyring(), nil)
+	r.accounts = accounts.New(rows, r.journal.Keyring(), r.options.now)
 	return nil
 }
 
@@ -166,7 +167,7 @@ func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Accounts: r.accounts,
-		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log,
+		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
 			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),

@@ -142,23 +142,54 @@ func (s *Server) audit(c *call, action, target string, detail map[string]string)
 }
 
 type streamView struct {
-	Name      string `json:"name"`
-	Plan      string `json:"plan"`
-	Shard     int    `json:"shard"`
-	Retention string `json:"retention"`
-	Seconds   int64  `json:"retention_seconds"`
+	Name      string      `json:"name"`
+	Plan      string      `json:"plan"`
+	Shard     int         `json:"shard"`
+	Retention int64       `json:"retention_seconds"` // of the plan table
+	MaxAge    int64       `json:"max_age_seconds"`   // of the stream as it is
+	Drift     []driftView `json:"drift,omitempty"`
 }
 
-// listStreams tells which streams the region has and how long each keeps, for
-// comparison with the plan table.
+// driftView is a setting of a stream that differs from what it should be.
+type driftView struct {
+	Stream string `json:"stream"`
+	Field  string `json:"field"`
+	Want   string `json:"want"`
+	Have   string `json:"have"`
+}
+
+// listStreams tells what the region's streams are, beside what the plan table
+// and the registry say. Drift of streams without messages (buckets, audit) is
+// told for the region.
 func (s *Server) listStreams(c *call) error {
-	answer := list[streamView]{Data: []streamView{}}
+	drifts, err := s.journal.Check(c.r.Context())
+	if err != nil {
+		return err
+	}
+	answer := struct {
+		list[streamView]
+
+		Drift []driftView `json:"drift"`
+	}{list[streamView]{Data: []streamView{}}, []driftView{}}
 	for _, info := range s.journal.Streams() {
 		view := streamView{Name: info.Name, Plan: info.Plan, Shard: info.Shard}
 		if plan, ok := s.journal.Plan(info.Plan); ok {
-			view.Retention, view.Seconds = plan.Retention.String(), int64(plan.Retention/time.Second)
+			view.Retention = int64(plan.Retention / time.Second)
 		}
+		view.MaxAge = view.Retention
 		answer.Data = append(answer.Data, view)
+	}
+	for _, d := range drifts {
+		view := driftView{Stream: d.Stream, Field: d.Field, Want: d.Want, Have: d.Have}
+		answer.Drift = append(answer.Drift, view)
+		i := slices.IndexFunc(answer.Data, func(v streamView) bool { return v.Name == d.Stream })
+		if i < 0 {
+			continue
+		}
+		answer.Data[i].Drift = append(answer.Data[i].Drift, view)
+		if age, err := time.ParseDuration(d.Have); err == nil && d.Field == "max_age" {
+			answer.Data[i].MaxAge = int64(age / time.Second)
+		}
 	}
 	return s.writeJSON(c, http.StatusOK, answer)
 }
