@@ -195,8 +195,13 @@ func (r *Registry) App(ctx context.Context, id AppID) (App, error) {
 	case unknown && now.Sub(missed) < unknownFresh:
 		return App{}, fmt.Errorf("app %s: %w", id, ErrUnknownApp)
 	}
+	return r.loadShared(ctx, id)
+}
 
-	// One load for all who wait; a caller who gives up does not end it.
+// loadShared makes one load for all who wait; a caller who gives up does not
+// end it. It is a function of its own because the id that it captures is moved
+// to the heap.
+func (r *Registry) loadShared(ctx context.Context, id AppID) (App, error) {
 	flight := r.loads.DoChan(string(id[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadTimeout)
 		defer cancel()
