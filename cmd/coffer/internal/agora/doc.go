@@ -23,6 +23,9 @@
 // normalised, the timestamp (an import may shift the event's time), the
 // direction, and every member this package does not know.
 //
+// The event is complete after [journal.Event.Normalize], which also checks the ids
+// and the fields of the bodies.
+//
 // # Limits
 //
 // A receipt, a recall and an edit do not always say whether they are about a

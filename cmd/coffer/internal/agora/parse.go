@@ -128,8 +128,7 @@ func Parse(line []byte) (journal.Event, error) {
 		if to == "" {
 			return journal.Event{}, fault("to", "is missing")
 		}
-		e.Recipient = to
-		e.Conversation = journal.DirectConversation(e.Sender, to)
+		e.Recipient = to // the journal names the conversation after the two
 	} else {
 		e.Conversation = first(r.groupID, to)
 		if e.Conversation == "" {

@@ -38,11 +38,11 @@ func TestParseEachType(t *testing.T) {
 		data  string
 	}{
 		{
-			journal.Event{ID: "1001", Type: journal.MessageSent, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
+			journal.Event{ID: "1001", Type: journal.MessageSent, ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
 			`{"bodies":[{"type":"txt","msg":"the quay at nine"}],"ext":{"k":"v"},"agora":{"chat_type":"chat","timestamp":1700000000001,"direction":"outgoing"}}`,
 		},
 		{
-			journal.Event{ID: "1002", Type: journal.MessageSent, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "bob", Recipient: "alice"},
+			journal.Event{ID: "1002", Type: journal.MessageSent, ConversationType: journal.Direct, Sender: "bob", Recipient: "alice"},
 			`{"bodies":[{"type":"img","url":"https://a.invalid/1","secret":"s1","filename":"a.jpg","file_length":128827,"size":{"width":746,"height":1325}}],"ext":{},"agora":{"chat_type":"chat","timestamp":1700000000002,"direction":"outgoing"}}`,
 		},
 		{
@@ -58,15 +58,15 @@ func TestParseEachType(t *testing.T) {
 			`{"bodies":[{"type":"file","url":"https://a.invalid/5","secret":"s5","filename":"a.pdf","file_length":3279}],"ext":{},"agora":{"chat_type":"chatroom","timestamp":1700000000005,"direction":"outgoing"}}`,
 		},
 		{
-			journal.Event{ID: "1006", Type: journal.MessageSent, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
+			journal.Event{ID: "1006", Type: journal.MessageSent, ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
 			`{"bodies":[{"type":"loc","addr":"Quay 9","lat":39.9053,"lng":116.36302}],"ext":{},"agora":{"chat_type":"chat","timestamp":1700000000006,"direction":"outgoing"}}`,
 		},
 		{
-			journal.Event{ID: "1007", Type: journal.MessageSent, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
+			journal.Event{ID: "1007", Type: journal.MessageSent, ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
 			`{"bodies":[{"type":"cmd","action":"ring"}],"ext":{},"agora":{"chat_type":"chat","timestamp":1700000000007,"direction":"outgoing"}}`,
 		},
 		{
-			journal.Event{ID: "1008", Type: journal.MessageSent, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
+			journal.Event{ID: "1008", Type: journal.MessageSent, ConversationType: journal.Direct, Sender: "alice", Recipient: "bob"},
 			`{"bodies":[{"type":"custom","customEvent":"gift","customExts":[{"name":"rose"},{"size":"9"}],"v2:customExts":{"name":"rose","size":"9"}}],"ext":{},"agora":{"chat_type":"chat","timestamp":1700000000008,"direction":"outgoing"}}`,
 		},
 		{
@@ -74,11 +74,11 @@ func TestParseEachType(t *testing.T) {
 			`{"bodies":[{"type":"combine","subType":"sub_combine","title":"chat history","summary":"a and b","combineLevel":1,"url":"https://a.invalid/6","secret":"s6","filename":"c","file_length":500}],"ext":{},"agora":{"chat_type":"groupchat","timestamp":1700000000009,"direction":"outgoing"}}`,
 		},
 		{
-			journal.Event{ID: "1010", Type: journal.ReceiptRead, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "bob", Recipient: "alice", Target: "1001"},
+			journal.Event{ID: "1010", Type: journal.ReceiptRead, ConversationType: journal.Direct, Sender: "bob", Recipient: "alice", Target: "1001"},
 			`{"ext":{},"agora":{"chat_type":"read_ack","timestamp":1700000000010,"eventType":"chat"}}`,
 		},
 		{
-			journal.Event{ID: "1011", Type: journal.ReceiptDelivered, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "bob", Recipient: "alice", Target: "1006"},
+			journal.Event{ID: "1011", Type: journal.ReceiptDelivered, ConversationType: journal.Direct, Sender: "bob", Recipient: "alice", Target: "1006"},
 			`{"agora":{"chat_type":"delivery_ack","timestamp":1700000000011,"eventType":"chat"}}`,
 		},
 		{
@@ -86,7 +86,7 @@ func TestParseEachType(t *testing.T) {
 			`{"agora":{"chat_type":"read_ack","timestamp":1700000000012,"eventType":"chat","payload":{"msg_config":{"allow_group_ack":true},"type":"read_ack"}}}`,
 		},
 		{
-			journal.Event{ID: "1013", Type: journal.MessageEdited, Conversation: "alice,bob", ConversationType: journal.Direct, Sender: "alice", Recipient: "bob", Target: "1001"},
+			journal.Event{ID: "1013", Type: journal.MessageEdited, ConversationType: journal.Direct, Sender: "alice", Recipient: "bob", Target: "1001"},
 			`{"bodies":[{"type":"txt","msg":"the quay at ten"}],"ext":{},"agora":{"chat_type":"edit","timestamp":1700000000013,"eventType":"chat","payload":{"meta":{"edit_msg":{"chat_type":"chat:user","count":1}},"type":"edit"}}}`,
 		},
 		{
@@ -234,7 +234,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if e.ID == "" || e.Sender == "" || e.Conversation == "" || e.Time.IsZero() && e.Time.UnixMilli() == 0 {
+		if e.ID == "" || e.Sender == "" || e.Conversation == "" && e.Recipient == "" || e.Time.IsZero() && e.Time.UnixMilli() == 0 {
 			t.Fatalf("accepted without the essentials: %+v", e)
 		}
 		v := bytes.Clone(e.Data)

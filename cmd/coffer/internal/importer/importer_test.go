@@ -321,11 +321,11 @@ func TestKilledBeforeTheFirst(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newStore()
 		lines := strings.SplitAfter(messages(5000, time.Second), "\n")
-		for i := range 20 {
+		for i := range 40 {
 			lines[i] = strings.Replace(lines[i], fmt.Sprintf(`"to":"g%d"`, i%5), `"to":"first"`, 1)
 		}
 		o := options(t, write(t, "a.jsonl", strings.Join(lines, "")))
-		o.Rebase, o.Lanes = true, 16
+		o.Rebase, o.Lanes, o.Batch = true, 16, 20 // the two batches of "first" do not hold up the reader
 		killed := errors.New("killed")
 		s.before = func(_ int, events []journal.Event) error {
 			if len(events) > 1 && events[0].Conversation == "first" || s.appended >= 4 {

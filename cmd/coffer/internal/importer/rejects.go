@@ -24,9 +24,9 @@ type reject struct {
 	File      string `json:"file"`
 	Line      int    `json:"line"`
 	Reason    string `json:"reason"`
-	Raw       string `json:"raw,omitempty"`
-	RawBase64 string `json:"raw_base64,omitempty"` // when the line is not UTF-8
-	Truncated bool   `json:"truncated,omitempty"`
+	Raw       string `json:"raw,omitzero"`
+	RawBase64 string `json:"raw_base64,omitzero"` // when the line is not UTF-8
+	Truncated bool   `json:"truncated,omitzero"`
 }
 
 // rejects is the rejects file of one run. Its mode is 0600: it holds messages.

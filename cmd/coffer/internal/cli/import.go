@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/importer"
+)
+
+const defaultRejects = "coffer-rejects.ndjson"
+
+type importCmds struct {
+	Agora importAgoraCmd `cmd:"" help:"Import the history export of Agora Chat (Easemob)."`
+}
+
+type importAgoraCmd struct {
+	Files      []string `arg:"" name:"file" help:"Files of JSON lines, plain or gzip; - is standard input."`
+	RebaseTime bool     `help:"Shift all times alike, so that the newest message is of now."`
+	Rejects    string   `placeholder:"FILE" default:"${rejects}" help:"Where lines that cannot be imported are kept (default ${default})."`
+	JSON       bool     `name:"json" help:"Print the summary as JSON."`
+	Batch      int      `default:"500" help:"Messages in a request, at most 1000."`
+	Lanes      int      `default:"4" help:"Requests under way at once; a conversation keeps to one of them."`
+	appServer
+}
+
+func (*importAgoraCmd) Help() string {
+	return `Reads one JSON object a line, as the history export and the post-send callbacks have them, and appends each as an
+event whose id is the message's. What is stored already is not stored again, so an import that was interrupted is
+run again with the same command, and so is one whose rejected lines were repaired.
+
+Messages older than the app's plan keeps are counted and skipped. With --rebase-time the newest message becomes one
+of now and the others keep their distance from it; a second run finds the shift of the first by what is stored.
+
+A line that cannot be imported is reported with file and line and kept in the rejects file, a JSON line each with
+file, line, reason and the raw line. The others are imported all the same.
+
+Exit codes: 0 everything imported, 1 stopped by a failure, 3 came to the end with rejected lines or unreadable
+files, 130 interrupted.
+
+    coffer import agora 2026010100.gz 2026010101.gz
+    coffer import agora --rebase-time history.jsonl.gz
+    zcat *.gz | coffer import agora -`
+}
+
+// report is the summary as JSON.
+type report struct {
+	importer.Summary
+	Shift       string `json:"shift,omitzero"` // what --rebase-time added to the times
+	RejectsFile string `json:"rejects_file,omitzero"`
+	Complete    bool   `json:"complete"` // every file was read to its end
+}
+
+func (c *importAgoraCmd) Run(r *runner) error {
+	if c.Batch < 1 || c.Batch > 1000 || c.Lanes < 1 || c.Lanes > 64 {
+		return &failure{ExitUsage, errors.New("--batch must be 1 to 1000 and --lanes 1 to 64")}
+	}
+	cl, err := c.client(r)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	progress := newProgress(r)
+	// The first interrupt lets the batches under way finish; a second one ends the
+	// process (see Main).
+	result, err := importer.Run(context.WithoutCancel(r.interrupt), cl, importer.Options{
+		Files: c.Files, Stdin: r.Stdin, Rejects: c.Rejects, Rebase: c.RebaseTime,
+		Batch: c.Batch, Lanes: c.Lanes, Stop: r.interrupt.Done(),
+		Talk: progress, Progress: progress.show,
+	})
+	progress.finish()
+	complete := err == nil || errors.Is(err, importer.ErrUnreadable)
+	if printErr := c.print(r, result, complete); printErr != nil {
+		return printErr
+	}
+	switch {
+	case errors.Is(err, importer.ErrInterrupted):
+		r.say("coffer: interrupted; what was sent is stored. Run the same command again to go on: nothing is stored twice.")
+		return &failure{code: ExitInterrupted}
+	case errors.Is(err, importer.ErrUnreadable):
+		return &failure{ExitPartial, err}
+	case err != nil:
+		return fmt.Errorf("the import stopped: %w; run the same command again to go on, nothing is stored twice", err)
+	case result.Rejected > 0:
+		return &failure{ExitPartial, fmt.Errorf("%d lines were rejected: see %s, repair them and import that file's raw lines", result.Rejected, result.RejectsFile)}
+	}
+	return nil
+}
+
+func (c *importAgoraCmd) print(r *runner, res importer.Result, complete bool) error {
+	if res.SkippedExpired > 0 && !c.RebaseTime {
+		r.say("%d messages are older than the app's plan keeps and were skipped; --rebase-time would shift all times", res.SkippedExpired)
+	}
+	if c.RebaseTime && res.ShiftFound {
+		r.say("the times were shifted as in the earlier import of these messages, by %s", res.Shift)
+	}
+	if c.JSON {
+		out := report{Summary: res.Summary, RejectsFile: res.RejectsFile, Complete: complete}
+		if c.RebaseTime {
+			out.Shift = res.Shift.String()
+		}
+		return printJSON(r, out)
+	}
+	_, err := fmt.Fprintf(r.Stdout, "read %d, imported %d, duplicates %d, skipped as expired %d, rejected %d\n",
+		res.Read, res.Imported, res.Duplicates, res.SkippedExpired, res.Rejected)
+	return err
+}
+
+// spoken rounds a time that is left for reading.
+func spoken(d time.Duration) string {
+	if d > time.Minute {
+		return d.Round(time.Minute).String()
+	}
+	return d.Round(time.Second).String()
+}
