@@ -1,0 +1,90 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// knownProvider is a provider and, once it was asked, what it is called in
+// wraps.
+type knownProvider struct {
+	Provider
+
+	mu    sync.Mutex // guards id and known
+	id    Identity
+	known bool
+}
+
+func (p *knownProvider) identity() (Identity, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.id, p.known
+}
+
+// ask finds out the identity, which does not change.
+func (p *knownProvider) ask(ctx context.Context, k *Keyring) (Identity, error) {
+	if id, known := p.identity(); known {
+		return id, nil
+	}
+	var d Description
+	err := k.call(ctx, func() (err error) {
+		d, err = p.Describe(ctx)
+		return err
+	})
+	if err != nil {
+		return Identity{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.id, p.known = d.Identity(), true
+	return p.id, nil
+}
+
+// provider returns the one that makes and opens wraps of an identity.
+func (k *Keyring) provider(ctx context.Context, id Identity) (Provider, error) {
+	k.mu.RLock()
+	providers := slices.Clone(k.providers)
+	k.mu.RUnlock()
+	for _, p := range providers {
+		if got, known := p.identity(); known && got == id {
+			return p.Provider, nil
+		}
+	}
+	var failed error
+	for _, p := range providers {
+		if _, known := p.identity(); known {
+			continue
+		}
+		got, err := share(ctx, k, fmt.Sprintf("provider:%p", p), func(ctx context.Context) (Identity, error) { return p.ask(ctx, k) })
+		switch {
+		case err != nil:
+			failed = err
+		case got == id:
+			return p.Provider, nil
+		}
+	}
+	if failed != nil {
+		return nil, failed
+	}
+	return nil, &Error{Op: "unwrap", Provider: id.Provider, Key: id.Key, Class: ErrNotFound, Detail: "no such provider is configured"}
+}
+
+// AddProvider lets the keyring use one more provider, and returns its identity.
+func (k *Keyring) AddProvider(ctx context.Context, p Provider) (Identity, error) {
+	known := &knownProvider{Provider: p}
+	id, err := known.ask(ctx, k)
+	if err != nil {
+		return Identity{}, fmt.Errorf("add provider: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, other := range k.providers {
+		if got, ok := other.identity(); ok && got == id {
+			return id, nil
+		}
+	}
+	k.providers = append(k.providers, known)
+	return id, nil
+}
