@@ -6,9 +6,10 @@ package projections
 //
 // An implementation passes the suite of package storetest.
 type Store interface {
-	// View calls fn with a consistent snapshot. The Reader, its cursors and
-	// what they return are valid until fn returns. fn must not keep a slow
-	// peer waiting: a snapshot pins what has been replaced since.
+	// View calls fn with a consistent snapshot, taken at fn's first read at
+	// the latest. The Reader, its cursors and what they return are valid until
+	// fn returns. fn must not wait for a slow peer: a snapshot pins what has
+	// been replaced since.
 	View(fn func(Reader) error) error
 
 	// Update calls fn with a transaction and commits it if fn returns nil:

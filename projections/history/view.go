@@ -48,7 +48,7 @@ type View struct {
 	store     projections.Store
 	retention map[string]time.Duration
 	gate      atomic.Pointer[gateError]
-	chunks    sync.Pool
+	chunks    sync.Pool // of *portion
 
 	mu      sync.Mutex // guards applied
 	applied map[string]uint64
@@ -119,13 +119,16 @@ type Message struct {
 	Position journal.Position
 	// Stored is when it arrived in the journal, to the millisecond.
 	Stored time.Time
+	// Recalled is set when the message was recalled.
+	Recalled bool
 	// Record is the message as it was sent. Of a recalled message only the
 	// clear header is left.
 	Record []byte
 	// Edit is the record of the newest edit, nil if there is none. Its content
 	// replaces the message's.
 	Edit []byte
-	// Recall is the record of the recall, nil if the message stands.
+	// Recall is the record of the recall, nil if the message stands or the
+	// recall itself has expired.
 	Recall []byte
 	// Changed is the position of Edit or Recall, 0 if there is neither.
 	Changed journal.Position

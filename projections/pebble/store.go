@@ -56,9 +56,9 @@ type Options struct {
 	Dir string
 	// Cache is the size of the block cache in bytes; 0 means 64 MiB.
 	Cache int64
-	// MemTable is the size of the memory table in bytes; 0 means 64 MiB. It
-	// bounds what is read again from the journal after a crash. Up to four
-	// exist while they are written out.
+	// MemTable is the size of the memory table in bytes; 0 means 32 MiB. It
+	// bounds what is read again from the journal after a crash. Two are usual,
+	// and up to four exist while they are written out.
 	MemTable int
 	// FlushEvery is how long a commit stays in memory only, at most; 0 means a
 	// minute.
@@ -67,7 +67,7 @@ type Options struct {
 	Log *slog.Logger
 
 	fs    vfs.FS // nil: the operating system's
-	table int64  // size of the tables that are flushed; 0 means 8 MiB
+	table int64  // size of the tables that are flushed; 0 means 16 MiB
 }
 
 // A Store is an open Pebble database. It implements [projections.Store].
@@ -184,20 +184,20 @@ func (s *Store) options(o Options) *crdb.Options {
 	}
 	mem := o.MemTable
 	if mem <= 0 {
-		mem = 64 << 20
+		mem = 32 << 20
 	}
 	opts := &crdb.Options{
 		FS:                          o.fs,
-		Cache:                       crdb.NewCache(size),
-		Comparer:                    crdb.DefaultComparer, // bytes; a key is its own prefix
+		Cache:                       crdb.NewCache(size + 2*int64(mem)), // memory tables are taken out of it
+		Comparer:                    crdb.DefaultComparer,               // bytes; a key is its own prefix
 		FormatMajorVersion:          crdb.FormatNewest,
 		DisableWAL:                  true,
 		MemTableSize:                uint64(mem),
 		MemTableStopWritesThreshold: 4,
 		// Every flush has keys of all tables, so its files overlap with all
-		// others: few files in L0 keep reads fast, a high stop keeps an import
+		// others: few of them in L0 keep reads fast, a high stop keeps an import
 		// from stalling on the compactions it is ahead of.
-		L0CompactionThreshold: 2,
+		L0CompactionThreshold: 4,
 		L0StopWritesThreshold: 32,
 		LBaseMaxBytes:         256 << 20,
 		MaxOpenFiles:          1000,
@@ -207,11 +207,14 @@ func (s *Store) options(o Options) *crdb.Options {
 			DataCorruption:  func(i crdb.DataCorruptionInfo) { s.damage(i.Details) },
 		},
 	}
-	opts.TargetFileSizes[0] = 8 << 20
-	if o.table > 0 {
-		opts.TargetFileSizes[0] = o.table
-	}
 	for i := range opts.Levels {
+		// The same size on every level. Left to grow with the level, a table of
+		// index entries on the last one has millions of keys and a filter of
+		// several MiB, more than a shard of the cache holds.
+		opts.TargetFileSizes[i] = 16 << 20
+		if o.table > 0 {
+			opts.TargetFileSizes[i] = o.table
+		}
 		l := &opts.Levels[i]
 		// Sealed bytes do not compress, and the keys are a tenth of the data.
 		l.Compression = func() *sstable.CompressionProfile { return sstable.NoCompression }
@@ -329,9 +332,7 @@ func (s *Store) View(fn func(projections.Reader) error) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	snap := s.db.NewSnapshot()
-	defer func() { _ = snap.Close() }() // fails only if it was closed before
-	r := reader{store: s, source: snap}
+	r := reader{store: s}
 	defer r.close()
 	return fn(&r)
 }

@@ -47,7 +47,7 @@ type span struct{ from, mid, to int } // mid separates the two keys of a range
 
 func (t *txn) begin(s *Store) {
 	t.store = s
-	t.reader = reader{store: s, source: s.db}
+	t.reader = reader{store: s}
 	t.arena, t.ops, t.ranges = t.arena[:0], t.ops[:0], t.ranges[:0]
 	if t.table == nil {
 		t.table = make([]int32, 4096)
@@ -181,7 +181,7 @@ func (t *txn) Get(dst, key []byte) ([]byte, bool, error) {
 
 func (t *txn) Iterate(from, to []byte, reverse bool) projections.Cursor {
 	if !t.touches(from, to) {
-		return newCursor(t.store, t.store.db, from, to, reverse)
+		return t.reader.Iterate(from, to, reverse)
 	}
 	b := t.store.db.NewIndexedBatch()
 	t.merged = append(t.merged, b)
@@ -190,7 +190,10 @@ func (t *txn) Iterate(from, to []byte, reverse bool) projections.Cursor {
 		c.end(err)
 		return c
 	}
-	return newCursor(t.store, b, from, to, reverse)
+	return newCursor(t.store, func(o *crdb.IterOptions) (*crdb.Iterator, bool, error) {
+		it, err := b.NewIter(o)
+		return it, true, err
+	}, from, to, reverse)
 }
 
 // touches reports whether the transaction has written into the range.
