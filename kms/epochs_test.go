@@ -205,3 +205,36 @@ func eventually(tb testing.TB, what string, done func() bool) {
 	}
 	tb.Fatalf("not within 10 s: %s", what)
 }
+
+// A key derived from what was destroyed meanwhile is neither kept nor returned.
+func TestDestroyedDuringDerivation(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.process(t), w.process(t)
+	w.create(t, a)
+	env, other := seal(t, a, day(0), subject(0), "x"), seal(t, a, day(0), subject(1), "y")
+	eventually(t, "it follows the rows", func() bool {
+		wantOpen(t, b, other, "y")
+		b.DropPages(app)
+		return b.Status().DataKeys == 1
+	})
+	done := false
+	w.rows.Hook(func(op, name string) {
+		if done || op != "load" || !strings.HasPrefix(name, "sub.") {
+			return
+		}
+		done = true
+		if _, err := a.DestroyEpochs(t.Context(), app, day(0).Expires); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the other process notices", func() bool {
+			_, err := open(t.Context(), b, other)
+			return errors.Is(err, kms.ErrEpochDestroyed)
+		})
+	})
+	if got, err := open(t.Context(), b, env); !errors.Is(err, kms.ErrEpochDestroyed) {
+		t.Errorf("opened %q, %v", got, err)
+	}
+	if !done {
+		t.Error("the page was not loaded")
+	}
+}

@@ -48,3 +48,12 @@ func (k *Keyring) Waiting(app string) int {
 	defer a.creator.mu.Unlock()
 	return len(a.creator.waiting)
 }
+
+// DropPages forgets the pages of an app, and nothing else.
+func (k *Keyring) DropPages(app string) {
+	a := k.cached(app)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k.pages.Add(-int64(len(a.leaves)))
+	a.leaves = map[string]*page{}
+}

@@ -383,3 +383,50 @@ func TestWatchLost(t *testing.T) {
 		t.Errorf("%d calls of the provider for it", n-calls)
 	}
 }
+
+// A split that was overtaken by another, from a later revision of the page,
+// does not put its older pages in the place of the newer ones.
+func TestLateSplit(t *testing.T) {
+	for stop := range 4 { // before the load and the write of each of two pages
+		w := newWorld(t)
+		late, early := w.process(t), w.process(t)
+		w.create(t, late)
+		var tags []kms.Tag
+		for i := range 11 {
+			s := subject(i)
+			s[0] = byte(i%2) << 4
+			tags = append(tags, s)
+		}
+		if err := late.Prepare(t.Context(), app, day(0), tags[:9]); err != nil {
+			t.Fatal(err)
+		}
+		late.SetPageLimit(1300)
+		early.SetPageLimit(1450)
+		var envelopes [][]byte
+		n, hit := 0, false
+		w.rows.Hook(func(op, name string) {
+			if hit || op != "load" && op != "create" || name == "app."+app || name == "sub."+app+"._" {
+				return
+			}
+			if n++; n <= stop {
+				return
+			}
+			hit = true
+			for i, s := range tags[9:] { // the first fits, the second splits the page
+				envelopes = append(envelopes, seal(t, early, day(0), s, fmt.Sprint(i)))
+			}
+		})
+		// A subject of its own, or it would find the others' and not split.
+		if _, err := late.Sealer(t.Context(), app, day(0), subject(99)); err != nil {
+			t.Fatal(err)
+		}
+		w.rows.Hook(nil)
+		if !hit || !w.rows.Contains([]byte(`"split":true`)) {
+			t.Fatal("it was not overtaken")
+		}
+		fresh := w.process(t)
+		for i, env := range envelopes {
+			wantOpen(t, fresh, env, fmt.Sprint(i))
+		}
+	}
+}
