@@ -304,3 +304,12 @@ func ids(events []map[string]any) []string {
 	}
 	return list
 }
+
+func (s *site) appToken() string {
+	s.t.Helper()
+	token, err := auth.Build(auth.Spec{AppID: s.app, Certificate: s.certificate, Issued: s.now(), Lifetime: time.Hour, Salt: 1})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return token
+}
