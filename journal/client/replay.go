@@ -199,7 +199,7 @@ func (r *Replay) stream(yield func(Event, error) bool) error {
 		if line = bytes.TrimLeft(line, " "); len(line) == 0 {
 			continue
 		}
-		if bytes.HasPrefix(line, trailerPrefix) {
+		if bytes.HasPrefix(line, []byte(trailerPrefix)) {
 			return r.finish(line, n)
 		}
 		pos, err := position(line)
@@ -262,14 +262,14 @@ func (r *Replay) finish(line []byte, n int) error {
 
 // Lines of a replay as the server writes them: its events are canonical, with
 // the position as the last member. Both are found without parsing the event.
-var (
-	trailerPrefix  = []byte(`{"end":`)
-	positionPrefix = []byte(`"position":"`)
+const (
+	trailerPrefix  = `{"end":`
+	positionPrefix = `"position":"`
 )
 
 func position(line []byte) (journal.Position, error) {
 	tail := line[max(0, len(line)-48):]
-	if i := bytes.LastIndex(tail, positionPrefix); i >= 0 {
+	if i := bytes.LastIndex(tail, []byte(positionPrefix)); i >= 0 {
 		digits, ok := bytes.CutSuffix(tail[i+len(positionPrefix):], []byte(`"}`))
 		if ok {
 			if p, err := journal.ParsePosition(string(digits)); err == nil {

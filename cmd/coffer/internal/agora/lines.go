@@ -57,10 +57,10 @@ func (l *Lines) Line() int { return l.line }
 // other error is the stream's (a truncated or corrupt gzip) and final.
 func (l *Lines) Next() ([]byte, error) {
 	l.buf = l.buf[:0]
-	tooLong, any := false, false
+	tooLong, some := false, false
 	for {
 		part, err := l.r.ReadSlice('\n')
-		any = any || len(part) > 0
+		some = some || len(part) > 0
 		if !tooLong {
 			l.buf = append(l.buf, part...)
 			// One more byte than the limit may be the newline.
@@ -76,7 +76,7 @@ func (l *Lines) Next() ([]byte, error) {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
 		case errors.Is(err, io.EOF):
-			if !any {
+			if !some {
 				return nil, io.EOF
 			}
 			l.line++

@@ -169,8 +169,9 @@ func (r *record) target(t journal.Type) (string, error) {
 			return id, nil
 		}
 		return "", fault("recall_id", "is missing")
+	default:
+		return "", nil
 	}
-	return "", nil
 }
 
 func (r *record) conversationType() journal.ConversationType {

@@ -161,11 +161,11 @@ func TestParseRefuses(t *testing.T) {
 	if _, err := Parse([]byte(good)); err != nil {
 		t.Fatal(err)
 	}
-	replace := func(old, new string) string {
-		if !strings.Contains(good, old) {
-			t.Fatalf("%q is not in the good line", old)
+	replace := func(part, with string) string {
+		if !strings.Contains(good, part) {
+			t.Fatalf("%q is not in the good line", part)
 		}
-		return strings.Replace(good, old, new, 1)
+		return strings.Replace(good, part, with, 1)
 	}
 	for _, tt := range []struct{ line, want string }{
 		{"", "the line is empty"},

@@ -226,8 +226,9 @@ func identifier(v jsontext.Value) (string, error) {
 			}
 		}
 		return string(v), nil
+	default:
+		return "", errors.New("must be a string")
 	}
-	return "", errors.New("must be a string")
 }
 
 // integer reads milliseconds: a number, or a string of digits as in the older

@@ -97,11 +97,14 @@ func (c *doctorCmd) diagnose(r *runner) []check {
 	defer anonymous.Close()
 	ctx, cancel := context.WithTimeout(r.interrupt, 30*time.Second)
 	defer cancel()
-	checks := []check{reach(ctx, c.URL)}
-	if checks[0].Status != checkOK {
+	reached, conn := reach(ctx, c.URL)
+	checks := []check{reached}
+	if conn == nil {
 		return checks
 	}
-	if handshake := checkTLS(ctx, c.URL, cfg.RootCAs); handshake.Name != "" {
+	defer func() { _ = conn.Close() }()
+	if u, _, err := address(c.URL); err == nil && u.Scheme == "https" {
+		handshake := checkTLS(ctx, conn, u.Hostname(), cfg.RootCAs)
 		if checks = append(checks, handshake); handshake.Status == checkFailed {
 			return checks
 		}
@@ -121,32 +124,26 @@ func address(s string) (u *url.URL, hostport string, err error) {
 	return u, net.JoinHostPort(u.Hostname(), port), nil
 }
 
-func reach(ctx context.Context, target string) check {
+func reach(ctx context.Context, target string) (check, net.Conn) {
 	k := check{Name: "reachable"}
 	_, hostport, err := address(target)
 	if err == nil {
 		var conn net.Conn
 		start := time.Now()
 		if conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", hostport); err == nil {
-			_ = conn.Close()
 			k.Status, k.Detail = checkOK, fmt.Sprintf("%s answers after %s", hostport, time.Since(start).Round(10*time.Microsecond))
-			return k
+			return k, conn
 		}
 	}
 	k.Status, k.Detail = checkFailed, err.Error()
 	k.Advice = "start the server, or correct the host and port of COFFER_URL"
-	return k
+	return k, nil
 }
 
-func checkTLS(ctx context.Context, target string, roots *x509.CertPool) check {
-	u, hostport, err := address(target)
-	if err != nil || u.Scheme != "https" {
-		return check{}
-	}
+func checkTLS(ctx context.Context, conn net.Conn, host string, roots *x509.CertPool) check {
 	k := check{Name: "tls"}
-	d := &tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}}
-	conn, err := d.DialContext(ctx, "tcp", hostport)
-	if err != nil {
+	client := tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: host, MinVersion: tls.VersionTLS12})
+	if err := client.HandshakeContext(ctx); err != nil {
 		k.Status, k.Detail = checkFailed, err.Error()
 		var unknown x509.UnknownAuthorityError
 		var invalid x509.CertificateInvalidError
@@ -160,13 +157,11 @@ func checkTLS(ctx context.Context, target string, roots *x509.CertPool) check {
 		}
 		return k
 	}
-	defer func() { _ = conn.Close() }()
-	state := conn.(*tls.Conn).ConnectionState() //nolint:forcetypeassert // the dialer's doc says so
+	state := client.ConnectionState()
 	leaf := state.PeerCertificates[0]
-	left := time.Until(leaf.NotAfter)
 	k.Status = checkOK
 	k.Detail = fmt.Sprintf("%s, certificate valid until %s", tls.VersionName(state.Version), leaf.NotAfter.UTC().Format(time.DateOnly))
-	if left < 14*24*time.Hour {
+	if time.Until(leaf.NotAfter) < 14*24*time.Hour {
 		k.Advice = "the certificate ends within two weeks: renew it"
 	}
 	return k
@@ -202,7 +197,7 @@ func (c *doctorCmd) token(ctx context.Context, r *runner) check {
 	c.Timeout = 0 // a diagnosis does not wait
 	var cl *client.Client
 	if err == nil {
-		cl, err = c.appServer.client(r)
+		cl, err = c.client(r)
 	}
 	if err == nil {
 		defer cl.Close()
@@ -232,7 +227,8 @@ func (c *doctorCmd) streams(ctx context.Context, r *runner, cfg client.Config) c
 		cl, err = client.New(cfg)
 	}
 	var list struct {
-		Data []stream `json:"data"`
+		Data  []stream `json:"data"`
+		Drift []drift  `json:"drift"`
 	}
 	if err == nil {
 		defer cl.Close()
@@ -253,12 +249,17 @@ func (c *doctorCmd) streams(ctx context.Context, r *runner, cfg client.Config) c
 			wrong = append(wrong, s.Name+": "+fault)
 		}
 	}
+	for _, d := range list.Drift {
+		if d.Field != "max_age" { // which was told above
+			wrong = append(wrong, fmt.Sprintf("%s: %s is %s, and should be %s", d.Stream, d.Field, d.Have, d.Want))
+		}
+	}
 	switch {
 	case len(list.Data) == 0:
 		k.Status, k.Detail = checkFailed, "the region has no message stream"
 	case len(wrong) > 0:
 		k.Status, k.Detail = checkFailed, strings.Join(wrong, "; ")
-		k.Advice = "the streams and the configured plan table must agree before the next append"
+		k.Advice = "somebody has changed the streams or the plan table: set the one back to the other"
 	default:
 		k.Status, k.Detail = checkOK, fmt.Sprintf("%d streams of %d plans keep what the plan table says", len(list.Data), len(plans))
 	}
@@ -271,6 +272,14 @@ type stream struct {
 	Plan      string `json:"plan"`
 	Retention int64  `json:"retention_seconds"` // of the plan
 	MaxAge    *int64 `json:"max_age_seconds"`   // of the stream
+}
+
+// drift is a setting of a stream, or of a bucket, that is not what it should be.
+type drift struct {
+	Stream string `json:"stream"`
+	Field  string `json:"field"`
+	Want   string `json:"want"`
+	Have   string `json:"have"`
 }
 
 func (s stream) fault() string {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -168,8 +169,7 @@ func moment(s string, now time.Time) (time.Time, error) {
 		}
 	}
 	if days, ok := strings.CutSuffix(s, "d"); ok {
-		var n int
-		if _, err := fmt.Sscanf(days+"\n", "%d\n", &n); err == nil && n >= 0 && n < 100000 {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
 			return now.Add(-time.Duration(n) * 24 * time.Hour), nil
 		}
 	}
