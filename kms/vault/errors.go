@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/internal/bounded"
 )
 
 // classify turns what the client returned into a class and words of our own.
@@ -20,10 +21,10 @@ func classify(op string, err error) (class error, detail string) {
 	}
 	var refused *net.OpError
 	switch {
-	case errors.Is(err, errTooLarge):
-		return kms.ErrUnavailable, errTooLarge.Error()
-	case errors.Is(err, errRedirect):
-		return kms.ErrUnavailable, errRedirect.Error()
+	case errors.Is(err, bounded.ErrTooLarge):
+		return kms.ErrUnavailable, bounded.ErrTooLarge.Error()
+	case errors.Is(err, bounded.ErrRedirect):
+		return kms.ErrUnavailable, bounded.ErrRedirect.Error()
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return kms.ErrUnavailable, "no answer in time"
 	case isTLS(err):

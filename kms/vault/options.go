@@ -3,7 +3,6 @@ package vault
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -243,8 +242,3 @@ func invalid(err error) error { return fmt.Errorf("vault: reading the settings: 
 func inputError(op, detail string) error {
 	return fmt.Errorf("vault: %s: %w: %s", op, kms.ErrInput, detail)
 }
-
-// dialTimeout bounds one attempt to connect.
-const dialTimeout = 5 * time.Second
-
-func newDialer() *net.Dialer { return &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second} }

@@ -1,36 +1,23 @@
 package vault
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
-	"time"
 
 	"github.com/hashicorp/vault/api"
+
+	"github.com/cofferdb/coffer/kms/internal/bounded"
 )
 
-// maxAnswer bounds what an answer may put into memory: 500 rewrapped keys have
-// about 100 KB.
+// maxAnswer is what 500 rewrapped keys need forty times.
 const maxAnswer = 4 << 20
 
-var (
-	errTooLarge = errors.New("answer of more than 4 MiB")
-	errRedirect = errors.New("answer is a redirect")
-)
-
-// transport is the way to Vault: it bounds answers, follows no redirect, and
-// ends with the provider what the client's renewals do without a context.
-type transport struct {
-	base *http.Transport
-	life context.Context //nolint:containedctx // the provider's own lifetime
-}
-
-func newTransport(life context.Context, t TLS) (*transport, error) {
+// newTransport reads the certificates and returns the way to Vault.
+func newTransport(t TLS) (*bounded.Transport, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
 	if t.CAFile != "" {
 		pem, err := os.ReadFile(t.CAFile)
@@ -52,65 +39,7 @@ func newTransport(life context.Context, t TLS) (*transport, error) {
 		}
 		conf.GetClientCertificate = load
 	}
-	return &transport{life: life, base: &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           newDialer().DialContext,
-		TLSClientConfig:       conf,
-		TLSHandshakeTimeout:   dialTimeout,
-		ForceAttemptHTTP2:     true,
-		MaxIdleConns:          32,
-		MaxIdleConnsPerHost:   32,
-		IdleConnTimeout:       90 * time.Second,
-		ExpectContinueTimeout: time.Second,
-		// Headers of an answer; the body has its own bound.
-		MaxResponseHeaderBytes: 64 << 10,
-	}}, nil
-}
-
-// RoundTrip implements http.RoundTripper.
-func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	ctx, cancel := context.WithCancel(r.Context())
-	stop := context.AfterFunc(t.life, cancel)
-	end := func() { stop(); cancel() }
-	resp, err := t.base.RoundTrip(r.WithContext(ctx))
-	if err != nil {
-		end()
-		return nil, err
-	}
-	// The client takes an unfollowed redirect for success.
-	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		_ = resp.Body.Close()
-		end()
-		return nil, errRedirect
-	}
-	resp.Body = &boundedBody{ReadCloser: resp.Body, left: maxAnswer, end: end}
-	return resp, nil
-}
-
-type boundedBody struct {
-	io.ReadCloser
-	left int
-	end  func()
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	if b.left < 0 {
-		return 0, errTooLarge
-	}
-	if len(p) > b.left+1 {
-		p = p[:b.left+1]
-	}
-	n, err := b.ReadCloser.Read(p)
-	b.left -= n
-	if b.left < 0 {
-		return n, errTooLarge
-	}
-	return n, err
-}
-
-func (b *boundedBody) Close() error {
-	defer b.end()
-	return b.ReadCloser.Close()
+	return bounded.New(conf, maxAnswer), nil
 }
 
 // connector makes clients of one address that differ in their token. The
@@ -119,11 +48,11 @@ func (b *boundedBody) Close() error {
 //
 // They have no timeout of their own: with one the library's raw calls end their
 // context as they return, and the rest of a longer answer cannot be read.
-func connector(address, namespace string, t *transport) func(token string) (*api.Client, error) {
+func connector(address, namespace string, t *bounded.Transport) func(token string) (*api.Client, error) {
 	return func(token string) (*api.Client, error) {
 		c, err := api.NewClient(&api.Config{
 			Address:          address,
-			HttpClient:       &http.Client{Transport: t, CheckRedirect: refuseRedirect},
+			HttpClient:       t.Client(),
 			MaxRetries:       0,
 			DisableRedirects: true,
 		})
@@ -141,5 +70,3 @@ func connector(address, namespace string, t *transport) func(token string) (*api
 		return c, nil
 	}
 }
-
-func refuseRedirect(*http.Request, []*http.Request) error { return errRedirect }

@@ -44,6 +44,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/internal/bounded"
 	"github.com/cofferdb/coffer/kms/internal/retry"
 )
 
@@ -84,7 +85,7 @@ type Provider struct {
 	trim     bool
 	retry    retry.Policy
 	observe  func(context.Context, kms.Call)
-	http     *transport
+	http     *bounded.Transport
 	session  *session
 	suitable atomic.Bool // the key was seen to be derived and of the right type
 }
@@ -102,12 +103,11 @@ func New(o Options) (*Provider, error) {
 	if err != nil {
 		return nil, invalid(err)
 	}
-	life, end := context.WithCancel(context.Background())
-	transport, err := newTransport(life, o.TLS)
+	transport, err := newTransport(o.TLS)
 	if err != nil {
-		end()
 		return nil, invalid(err)
 	}
+	life, end := context.WithCancel(context.Background())
 	p := &Provider{
 		identity: identity(o, address),
 		mount:    strings.Trim(o.Mount, "/"),
@@ -156,8 +156,8 @@ func identity(o Options, address *url.URL) string {
 // Close stops renewing the token and ends requests under way. It does not
 // revoke the token, which other processes may share.
 func (p *Provider) Close() error {
+	p.http.Close()
 	p.session.close()
-	p.http.base.CloseIdleConnections()
 	return nil
 }
 

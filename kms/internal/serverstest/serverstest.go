@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -72,6 +73,27 @@ type Process struct {
 	cmd  *exec.Cmd
 	in   io.Closer
 	done chan struct{}
+	log  head
+}
+
+// head keeps the beginning of what a server writes to standard error, which says
+// why it does not start.
+type head struct {
+	mu sync.Mutex
+	b  []byte // guarded by mu
+}
+
+func (h *head) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.b = append(h.b, p[:min(len(p), max(0, 4096-len(h.b)))]...)
+	return len(p), nil
+}
+
+func (h *head) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return string(h.b)
 }
 
 // Start runs a server whose first line of output is its URL, until the test
@@ -81,7 +103,8 @@ func Start(t testing.TB, path string, args ...string) *Process {
 	p, out := start(t, path, args...)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("starting %s: no address: %v", path, err)
+		<-p.done
+		t.Fatalf("starting %s: no address: %v\n%s", path, err, &p.log)
 	}
 	p.URL = strings.TrimSpace(line)
 	return p
@@ -106,7 +129,7 @@ func StartMoto(t testing.TB) *Process {
 		select {
 		case <-time.After(50 * time.Millisecond):
 		case <-p.done:
-			t.Fatalf("%s ended", path)
+			t.Fatalf("%s ended\n%s", path, &p.log)
 		case <-ctx.Done():
 			t.Fatalf("%s does not answer", path)
 		}
@@ -130,7 +153,7 @@ func answers(ctx context.Context, url string) bool {
 func start(t testing.TB, path string, args ...string) (*Process, io.Reader) {
 	t.Helper()
 	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{})} //nolint:gosec,noctx // ended by Stop
-	p.cmd.Stderr = t.Output()
+	p.cmd.Stderr = &p.log
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
