@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -99,18 +100,20 @@ func (j *Journal) AuditLater(entry AuditEntry) {
 	}
 }
 
+// run commits until the journal closes, and then what is still queued.
 func (a *auditor) run() {
 	defer close(a.done)
-	ctx := a.journal.ctx
+	closed := false
 	batch := make([]auditRequest, 0, auditBatch)
 	for {
 		batch = batch[:0]
-		select {
-		case req := <-a.queue:
-			batch = append(batch, req)
-		case <-ctx.Done():
-			a.drain()
-			return
+		if !closed {
+			select {
+			case req := <-a.queue:
+				batch = append(batch, req)
+			case <-a.journal.ctx.Done():
+				closed = true
+			}
 		}
 		for more := true; more && len(batch) < auditBatch; {
 			select {
@@ -120,49 +123,34 @@ func (a *auditor) run() {
 				more = false
 			}
 		}
-		a.commit(ctx, batch)
-	}
-}
-
-// drain writes what was queued when the journal closed, within the time of one
-// commit.
-func (a *auditor) drain() {
-	var batch []auditRequest
-	for {
-		select {
-		case req := <-a.queue:
-			batch = append(batch, req)
-			continue
-		default:
+		if closed && len(batch) == 0 {
+			return
 		}
-		break
+		a.commit(batch)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.journal.ctx), a.journal.cfg.CommitTimeout)
-	defer cancel()
-	a.commit(ctx, batch)
 }
 
 // commit writes a batch and tells those who wait. What nobody waits for is tried
-// until it is written or the journal closes.
-func (a *auditor) commit(ctx context.Context, batch []auditRequest) {
-	for attempt := 0; len(batch) > 0; attempt++ {
+// until it is written; while the journal closes, until it has failed often
+// enough.
+func (a *auditor) commit(batch []auditRequest) {
+	for attempt := 1; len(batch) > 0; attempt++ {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.journal.ctx), a.journal.cfg.CommitTimeout)
 		err := a.write(ctx, &batch)
+		cancel()
 		if err == nil {
 			return
 		}
-		if ctx.Err() != nil {
-			a.journal.log.Error("audit_records_lost_at_close", "records", len(batch), "error", err)
-			return
-		}
-		if attempt >= auditRetries {
+		if attempt%auditRetries == 0 || errors.Is(err, ErrAuditChain) {
 			a.journal.log.Error("audit_log_unavailable", "waiting", len(batch), "error", err)
 			batch = a.fail(batch, err)
-			attempt = 0
-			if len(batch) == 0 {
+			if a.journal.ctx.Err() != nil && len(batch) > 0 {
+				a.journal.log.Error("audit_records_lost_at_close", "records", len(batch), "error", err)
 				return
 			}
+			pause(a.journal.ctx, 10*retryPause)
 		}
-		pause(ctx, retryPause)
+		pause(a.journal.ctx, retryPause)
 	}
 }
 
@@ -182,99 +170,88 @@ func (a *auditor) fail(batch []auditRequest, err error) []auditRequest {
 // write appends the records of batch, takes off the ones that are durable, and
 // answers for them.
 func (a *auditor) write(ctx context.Context, batch *[]auditRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, a.journal.cfg.CommitTimeout)
-	defer cancel()
 	if !a.known {
 		if err := a.load(ctx); err != nil {
 			return err
 		}
 	}
-	heads := make([]AuditHead, 0, len(*batch))
-	acks := make([]jetstream.PubAckFuture, 0, len(*batch))
+	var msgs []*nats.Msg
+	var accepted []auditRequest
 	head, now := a.head, a.journal.now()
-	for i := 0; i < len(*batch); i++ {
-		req := (*batch)[i]
+	for _, req := range *batch {
 		payload, next, err := req.entry.encode(head, a.journal.region.ID, now)
 		if err != nil { // this entry only: it can never be written
 			a.journal.log.Error("audit_entry_invalid", "error", err)
 			if req.reply != nil {
 				req.reply <- err
 			}
-			*batch = append((*batch)[:i], (*batch)[i+1:]...)
-			i--
 			continue
 		}
 		word, _, _ := strings.Cut(req.entry.Action, ".")
-		msg := &nats.Msg{Subject: "audit." + word, Data: payload}
-		ack, err := a.journal.js.PublishMsgAsync(msg, jetstream.WithExpectLastSequence(a.last+uint64(len(heads))))
-		if err != nil {
-			a.known = false
-			return unavailable(err)
-		}
-		heads, acks, head = append(heads, next), append(acks, ack), next
+		msgs = append(msgs, &nats.Msg{Subject: "audit." + word, Data: payload, Header: nats.Header{}})
+		accepted, head = append(accepted, req), next
 	}
-	written := 0
-	var failure error
-	for _, ack := range acks {
-		select {
-		case <-ack.Ok():
-			if failure == nil {
-				written++
-			}
-		case err := <-ack.Err():
-			failure = errors.Join(failure, err)
-		case <-ctx.Done():
-			failure = context.Cause(ctx)
-		}
-		if failure != nil {
-			break
-		}
+	if *batch = accepted; len(msgs) == 0 {
+		return nil
 	}
-	if written > 0 {
-		if err := a.settle(ctx, batch, heads[written-1], written); err != nil {
-			a.known = false
+	if err := a.publish(ctx, msgs); err != nil {
+		// The batch is stored as a whole or not at all, and an answer that was
+		// lost is recognised by the hash at the log's end.
+		a.known = false
+		if lerr := a.load(ctx); lerr != nil {
+			return errors.Join(err, lerr)
+		}
+		if a.head != head {
 			return err
 		}
+	} else {
+		a.head = head
+		a.last += uint64(len(msgs))
 	}
-	if failure != nil {
-		// What became of the rest is read from the stream: a record whose
-		// acknowledgement was lost is recognised by its hash.
-		a.known = false
-		if err := a.load(ctx); err != nil {
-			return errors.Join(unavailable(failure), err)
-		}
-		for i := written; i < len(heads); i++ {
-			if heads[i] == a.head {
-				return a.settle(ctx, batch, a.head, i+1-written)
-			}
-		}
-		return unavailable(failure)
-	}
-	return nil
-}
-
-// settle makes the first n entries durable, moves the witness and answers.
-func (a *auditor) settle(ctx context.Context, batch *[]auditRequest, head AuditHead, n int) error {
 	if sync := a.journal.cfg.Sync; sync != nil {
 		if err := sync.Sync(a.stream); err != nil {
+			a.known = false
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-	}
-	if a.known {
-		a.head = head
-		a.last += uint64(n)
 	}
 	if err := a.witness(ctx, head); err != nil {
 		// The log itself is whole; the next commit moves the witness.
 		a.journal.log.Warn("audit_witness_behind", "error", err)
 	}
-	for _, req := range (*batch)[:n] {
+	for _, req := range *batch {
 		if req.reply != nil {
 			req.reply <- nil
 		}
 	}
-	*batch = (*batch)[n:]
+	*batch = nil
 	return nil
+}
+
+// publish stores msgs in one atomic batch, behind the last sequence that this
+// process knows: singly expected sequences would let a record of another process
+// come between two of them.
+func (a *auditor) publish(ctx context.Context, msgs []*nats.Msg) error {
+	nc := a.journal.cfg.Conn
+	msgs[0].Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(a.last, 10))
+	if len(msgs) > 1 {
+		id := nats.NewInbox()[len(nats.InboxPrefix):]
+		for i, msg := range msgs {
+			msg.Header.Set(headerBatchID, id)
+			msg.Header.Set(headerBatchSeq, strconv.Itoa(i+1))
+		}
+		msgs[len(msgs)-1].Header.Set(headerBatchCommit, "1")
+	}
+	for _, msg := range msgs[:len(msgs)-1] {
+		if err := nc.PublishMsg(msg); err != nil {
+			return unavailable(err)
+		}
+	}
+	answer, err := nc.RequestMsgWithContext(ctx, msgs[len(msgs)-1])
+	if err != nil {
+		return unavailable(err)
+	}
+	_, err = newAckParser(a.stream).parse(answer.Data)
+	return err
 }
 
 // load finds the end of the log: its last record, or the witness when every
@@ -390,7 +367,9 @@ func (j *Journal) AuditLog(ctx context.Context, from uint64, fn func(payload []b
 				return err
 			}
 		}
-		if meta.Sequence.Stream >= end {
+		// Nothing pending is the end too when the last message is not there any
+		// more: expired, or taken out.
+		if meta.Sequence.Stream >= end || meta.NumPending == 0 {
 			return nil
 		}
 	}
