@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cofferdb/coffer/kms"
@@ -79,23 +81,45 @@ func (s *scratch) put() {
 	if cap(s.plain) > 128<<10 {
 		return
 	}
-	clear(s.plain[:cap(s.plain)]) // plaintext
+	clear(s.plain) // plaintext
 	scratchPool.Put(s)
 }
 
-// appending is one Append under way.
+// appending is one Append under way. It goes back to a pool, unless its caller
+// stopped waiting: then the committer still has it.
 type appending struct {
-	j       *Journal
-	app     AppID
-	route   *route
-	tagger  *kms.Tagger
-	now     time.Time
-	call    *call
+	j      *Journal
+	app    AppID
+	route  *route
+	tagger *kms.Tagger
+	now    time.Time
+
+	entries []entry
+	left    atomic.Int32  // entries that are not settled
+	done    chan struct{} // of capacity 1; signalled when none is left
+
 	results []Result
-	// at[i] is the index of the result of the call's entry i.
-	at      []int
+	at      []int // at[i] is the index of the result of entry i
 	buffers []*recordBuffer
 	follow  []follower
+}
+
+var appendingPool = sync.Pool{New: func() any { return &appending{done: make(chan struct{}, 1)} }} //nolint:gochecknoglobals // holds no state
+
+// maxPooled is the number of events over which an appending is not kept.
+const maxPooled = 64
+
+func (a *appending) put() {
+	if cap(a.entries) > maxPooled {
+		return
+	}
+	clear(a.entries)
+	clear(a.buffers)
+	clear(a.follow)
+	done := a.done
+	entries, at, buffers, follow := a.entries[:0], a.at[:0], a.buffers[:0], a.follow[:0]
+	*a = appending{done: done, entries: entries, at: at, buffers: buffers, follow: follow} //nolint:govet // left is 0
+	appendingPool.Put(a)
 }
 
 // follower is an event whose id another one has that is still under way.
@@ -137,23 +161,26 @@ func (j *Journal) Append(ctx context.Context, app AppID, events ...Event) ([]Res
 	if err := r.stream.catchUp(ctx); err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
-	a := &appending{
-		j: j, app: app, route: r, tagger: tagger, now: j.now(),
-		call:    &call{entries: make([]entry, 0, len(events)), done: make(chan struct{}, 1)},
-		results: make([]Result, len(events)),
-		at:      make([]int, 0, len(events)), buffers: make([]*recordBuffer, 0, len(events)),
-	}
+	a := appendingPool.Get().(*appending) //nolint:errcheck,forcetypeassert // nothing else is put
+	a.j, a.app, a.route, a.tagger, a.now = j, app, r, tagger, j.now()
+	results := make([]Result, len(events))
+	a.results = results
+	// Entries are pointed to, so they must not move.
+	a.entries = slices.Grow(a.entries, len(events))
 	a.prepare(ctx, events)
 	for i := range events {
 		if err := a.add(ctx, i, events[i]); err != nil {
 			a.results[i].Err = err
 		}
 	}
-	a.wait(ctx)
+	settled := a.wait(ctx)
 	for _, f := range a.follow {
-		a.results[f.at] = a.followed(ctx, f)
+		results[f.at] = a.followed(ctx, f)
 	}
-	return a.results, nil
+	if settled {
+		a.put()
+	}
+	return results, nil
 }
 
 // prepare makes the keys of a batch in one go. What fails shows again, by
@@ -214,9 +241,9 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 	s.plain = e.AppendJSON(s.plain[:0], a.app)
 
 	recent := a.route.stream.recent
-	mine := &slot{tag: header.Event, sum: recent.sum(s.plain), millis: header.Millis, gen: a.route.gen}
-	if taken, ok := recent.reserve(mine); !ok {
-		a.follow = append(a.follow, follower{at: i, event: e, timed: timed, slot: taken})
+	mine, ok := recent.reserve(slot{tag: header.Event, sum: recent.sum(s.plain), millis: header.Millis, gen: a.route.gen})
+	if !ok {
+		a.follow = append(a.follow, follower{at: i, event: e, timed: timed, slot: mine})
 		return nil
 	}
 	if named && a.j.cfg.Index != nil {
@@ -240,46 +267,46 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 
 	a.buffers = append(a.buffers, buf)
 	a.at = append(a.at, i)
-	a.call.entries = append(a.call.entries, entry{
-		subject: a.route.subjects[BucketOf(header.Conversation)], record: buf.b, gen: a.route.gen, slot: mine, call: a.call,
+	a.entries = append(a.entries, entry{
+		subject: a.route.subjects[BucketOf(header.Conversation)], record: buf.b, gen: a.route.gen, slot: mine, call: a,
 	})
 	return nil
 }
 
-// wait hands the entries over and waits until all are settled, or ctx ends.
-func (a *appending) wait(ctx context.Context) {
-	entries := a.call.entries
-	if len(entries) == 0 {
-		return
+// wait hands the entries over and waits until all are settled, or ctx ends: then
+// it returns false, and the entries are the committer's.
+func (a *appending) wait(ctx context.Context) bool {
+	if len(a.entries) == 0 {
+		return true
 	}
-	a.call.left.Store(int32(len(entries))) //nolint:gosec // far below 2^31
-	if err := a.route.stream.enqueue(a.call); err != nil {
-		for k := range entries {
-			a.route.stream.recent.release(entries[k].slot)
+	a.left.Store(int32(len(a.entries))) //nolint:gosec // far below 2^31
+	if err := a.route.stream.enqueue(a.entries); err != nil {
+		for k := range a.entries {
+			a.route.stream.recent.release(a.entries[k].slot)
 			a.results[a.at[k]].Err = err
 		}
-		return
+		return true
 	}
 	select {
-	case <-a.call.done:
+	case <-a.done:
 	case <-ctx.Done():
-		// The committer has the entries; their buffers are left to it.
 		for _, i := range a.at {
 			a.results[i].Err = fmt.Errorf("%w: the event may or may not have been appended: %w", ErrUnavailable, ctx.Err())
 		}
-		return
+		return false
 	}
-	for k := range entries {
+	for k := range a.entries {
 		result := &a.results[a.at[k]]
-		if entries[k].err != nil {
-			result.Err = entries[k].err
+		if e := &a.entries[k]; e.err != nil {
+			result.Err = e.err
 		} else {
-			result.Position, result.Err = NewPosition(entries[k].gen, entries[k].seq)
+			result.Position, result.Err = NewPosition(e.gen, e.seq)
 		}
 		if cap(a.buffers[k].b) <= 128<<10 {
 			recordPool.Put(a.buffers[k])
 		}
 	}
+	return true
 }
 
 // lookup asks the index for an event with the same id.
@@ -315,8 +342,9 @@ func (a *appending) compare(ctx context.Context, e *Event, timed bool, header He
 	s := takeScratch()
 	defer s.put()
 	var err error
-	if s.plain, err = a.j.OpenRecord(ctx, s.plain[:0], a.app, record); err != nil {
-		s.plain = s.plain[:0]
+	room := s.plain[:0]
+	if s.plain, err = a.j.OpenRecord(ctx, room, a.app, record); err != nil {
+		s.plain = room
 		return false, fmt.Errorf("compare with the stored event: %w", err)
 	}
 	again := *e

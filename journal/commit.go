@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,6 +20,9 @@ const (
 	maxBatch = 1000
 
 	retryPause = 20 * time.Millisecond
+
+	// maxYields bounds gather where writers never stop coming.
+	maxYields = 64
 )
 
 // entry is one sealed event on its way into a stream.
@@ -27,20 +31,12 @@ type entry struct {
 	record  []byte
 	gen     uint16
 	slot    *slot
-	call    *call
+	call    *appending // nil for the committer's own copies
 
 	seq uint64
 	err error
 	// doubtful is set when the server did not say what became of it.
 	doubtful bool
-}
-
-// call is one Append: its entries, and the signal that all are settled. A
-// caller that stops waiting leaves it to the committer.
-type call struct {
-	entries []entry
-	left    atomic.Int32
-	done    chan struct{} // of capacity 1
 }
 
 // stream is one message stream and its committer, the one goroutine that
@@ -49,7 +45,8 @@ type call struct {
 type stream struct {
 	j       *Journal
 	info    StreamInfo
-	pub     publisher
+	pub     publisher // one by one, or in atomic batches
+	pipe    *pipeline // set when gated
 	recent  *recent
 	started uint64 // last sequence when the journal was opened
 	caught  atomic.Bool
@@ -64,8 +61,6 @@ type stream struct {
 
 	mu      sync.Mutex // guards what follows
 	pending []*entry
-	spare   []*entry
-	bytes   int
 	closed  bool
 
 	// Only the committer uses what follows.
@@ -100,20 +95,29 @@ func (j *Journal) newStream(state streamState) (*stream, error) {
 	if s.pub, err = j.newPublisher(s); err != nil {
 		return nil, err
 	}
-	j.work.Go(s.run)
+	if !s.gated {
+		j.work.Go(s.run)
+		return s, nil
+	}
+	if s.pipe, err = newPipeline(s, j.cfg.Conn); err != nil {
+		s.pub.close()
+		return nil, err
+	}
+	j.work.Go(s.pipe.settle)
+	j.work.Go(s.runPipeline)
 	return s, nil
 }
 
-// enqueue hands a call's entries to the committer.
-func (s *stream) enqueue(c *call) error {
+// enqueue hands entries to the committer, which has them until each is settled.
+func (s *stream) enqueue(entries []entry) error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
 	}
 	first := len(s.pending) == 0
-	for i := range c.entries {
-		s.pending = append(s.pending, &c.entries[i])
+	for i := range entries {
+		s.pending = append(s.pending, &entries[i])
 	}
 	s.mu.Unlock()
 	if first {
@@ -142,76 +146,139 @@ func (s *stream) close() {
 // run commits whatever has arrived while the last commit was under way.
 func (s *stream) run() {
 	defer s.pub.close()
+	var batch []*entry
 	for {
-		batch := s.take()
-		switch {
-		case len(batch) > 0:
+		s.gather(s.pub.limit())
+		if batch = s.take(batch[:0], s.pub.limit()); len(batch) > 0 {
 			s.commit(batch)
-			s.giveBack(batch)
+			clear(batch)
 			continue
-		case len(s.doubt) > 0:
-			s.retryDoubt()
 		}
-		var again <-chan time.Time
-		if len(s.doubt) > 0 {
-			again = time.After(10 * retryPause)
-		}
-		select {
-		case <-s.wake:
-		case <-again:
-		case <-s.quit:
-			if batch := s.take(); len(batch) > 0 {
-				s.commit(batch)
-			} else {
-				return
-			}
+		if !s.await() {
+			return
 		}
 	}
 }
 
+// runPipeline publishes whatever has arrived while the last chunk was being
+// published.
+func (s *stream) runPipeline() {
+	defer s.pub.close()
+	defer s.pipe.close()
+	for {
+		room, broken := s.pipe.room()
+		if broken != nil {
+			s.pipe.recover()
+			continue
+		}
+		s.gather(room)
+		c := s.pipe.take()
+		c.entries = s.take(c.entries[:0], room)
+		switch {
+		case len(c.entries) == 0:
+			s.pipe.giveBack(c)
+			if !s.await() && s.pipe.ended() {
+				return
+			}
+		case s.failing || len(s.doubt) > 0:
+			s.publishWhenReady(c)
+		default:
+			s.pipe.send(c)
+		}
+	}
+}
+
+func (s *stream) publishWhenReady(c *chunk) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
+	defer cancel()
+	if s.readyFor(ctx, c.entries) {
+		s.pipe.send(c)
+	} else {
+		s.pipe.giveBack(c)
+	}
+}
+
+// await waits until there is something to do, and looks after what is in doubt.
+// It returns false when the stream is closed and nothing is waiting.
+func (s *stream) await() bool {
+	var again <-chan time.Time
+	if len(s.doubt) > 0 {
+		s.retryDoubt()
+		again = time.After(10 * retryPause)
+	}
+	select {
+	case <-s.wake:
+	case <-again:
+	case <-s.quit:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return len(s.pending) > 0
+	}
+	return true
+}
+
+// gather lets writers that are about to append do so, before the first one of
+// them is committed alone: after a commit all of its writers are runnable, and
+// the first to run wakes the committer. It yields as long as that brings more,
+// and never waits: a single writer is not delayed.
+func (s *stream) gather(limit int) {
+	s.mu.Lock()
+	n := len(s.pending)
+	s.mu.Unlock()
+	for range maxYields {
+		if n == 0 || n >= limit {
+			return
+		}
+		runtime.Gosched()
+		s.mu.Lock()
+		more := len(s.pending)
+		s.mu.Unlock()
+		if more == n {
+			return
+		}
+		n = more
+	}
+}
+
 // take removes what one commit can hold from the queue.
-func (s *stream) take() []*entry {
+func (s *stream) take(dst []*entry, limit int) []*entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, size := 0, 0
-	for n < len(s.pending) && n < s.pub.limit() {
+	for n < len(s.pending) && n < limit {
 		size += len(s.pending[n].record)
 		if n > 0 && size > maxCommitBytes {
 			break
 		}
 		n++
 	}
-	if n == len(s.pending) {
-		batch := s.pending
-		s.pending, s.spare = s.spare[:0], nil
-		return batch
-	}
-	batch := append([]*entry(nil), s.pending[:n]...)
+	dst = append(dst, s.pending[:n]...)
 	rest := copy(s.pending, s.pending[n:])
 	clear(s.pending[rest:])
 	s.pending = s.pending[:rest]
-	return batch
+	return dst
 }
 
-func (s *stream) giveBack(batch []*entry) {
-	clear(batch)
-	s.mu.Lock()
-	if s.spare == nil {
-		s.spare = batch[:0]
-	}
-	s.mu.Unlock()
-}
-
-// commit stores a batch, makes it durable and tells the callers.
+// commit stores a batch and tells the callers.
 func (s *stream) commit(batch []*entry) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
 	defer cancel()
+	if s.readyFor(ctx, batch) {
+		s.store(ctx, batch, s.pub.publish(ctx, batch))
+		s.finish(batch)
+	}
+}
+
+// complete ends what a pipeline began: events that were published, of which it
+// is not known whether they were stored.
+func (s *stream) complete(batch []*entry, cause error) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
+	defer cancel()
 	before := s.last
-	if s.store(ctx, batch) && s.gated {
-		if err := s.j.cfg.Sync.Sync(s.info.Name); err != nil {
-			s.unsynced(batch, err)
-			s.last = before
-		}
+	s.store(ctx, batch, cause)
+	if err := s.j.cfg.Sync.Sync(s.info.Name); err != nil {
+		s.unsynced(stored(batch), err)
+		s.last = before
 	}
 	s.finish(batch)
 }
@@ -219,33 +286,21 @@ func (s *stream) commit(batch []*entry) {
 // unsynced fails what was stored and could not be made durable. Readers do not
 // see it, because the durable mark stays where it is.
 func (s *stream) unsynced(batch []*entry, err error) {
-	s.j.log.Error("a commit was not synced", "stream", s.info.Name, "error", err)
+	s.j.log.Error("events could not be synced", "stream", s.info.Name, "events", len(batch), "error", err)
 	s.failing = true
 	err = s.why(fmt.Errorf("the event may or may not be stored: %w", err))
 	for _, e := range batch {
-		if e.seq > 0 {
-			e.seq, e.err, e.doubtful = 0, err, true
-		}
+		e.seq, e.err, e.doubtful = 0, err, true
 	}
 }
 
-// store publishes the batch until each entry has a sequence or an error. When
-// the connection or the server goes away in between, it looks into the stream
-// for what arrived, and publishes only the rest again. It reports whether
-// anything was stored.
-func (s *stream) store(ctx context.Context, batch []*entry) bool {
-	if err := s.ready(ctx); err != nil {
-		for _, e := range batch {
-			e.err = err
-		}
-		return false
-	}
-	todo := batch
-	for {
-		err := s.pub.publish(ctx, todo)
-		if err == nil {
-			break
-		}
+// store goes on until each entry has a sequence or an error, after a publish
+// that ended with err. When the connection or the server went away, or a chunk
+// was not stored as a whole, it looks into the stream for what arrived, and
+// publishes only the rest again, each by itself, so that an event that the
+// server refuses fails alone.
+func (s *stream) store(ctx context.Context, batch []*entry, err error) {
+	for todo := batch; err != nil; err = s.pub.publish(ctx, todo) {
 		open := doubtful(todo)
 		s.j.log.Warn("a commit was interrupted, looking for what was stored", "stream", s.info.Name, "events", len(open), "error", err)
 		if err := s.resolveFor(ctx, open); err != nil {
@@ -254,7 +309,7 @@ func (s *stream) store(ctx context.Context, batch []*entry) bool {
 			for _, e := range open {
 				e.err = err
 			}
-			break
+			return
 		}
 		if todo = missing(open); len(todo) == 0 {
 			break
@@ -266,17 +321,19 @@ func (s *stream) store(ctx context.Context, batch []*entry) bool {
 			break
 		}
 	}
-	stored, known := false, true
-	last := s.last
 	for _, e := range batch {
-		stored = stored || e.seq > 0
-		known = known && !e.doubtful
-		last = max(last, e.seq)
+		s.last = max(s.last, e.seq)
 	}
-	if known {
-		s.last = last
+}
+
+func stored(batch []*entry) []*entry {
+	var out []*entry
+	for _, e := range batch {
+		if e.seq > 0 {
+			out = append(out, e)
+		}
 	}
-	return stored
+	return out
 }
 
 func doubtful(batch []*entry) []*entry {
@@ -297,6 +354,19 @@ func missing(batch []*entry) []*entry {
 		}
 	}
 	return out
+}
+
+// readyFor reports whether a batch may be published, and fails it if not.
+func (s *stream) readyFor(ctx context.Context, batch []*entry) bool {
+	err := s.ready(ctx)
+	if err == nil {
+		return true
+	}
+	for _, e := range batch {
+		e.err = err
+	}
+	s.finish(batch)
+	return false
 }
 
 // ready fails when nothing should be published: the server is known to be
@@ -401,6 +471,7 @@ func (s *stream) settleDoubt(ctx context.Context) error {
 			return fmt.Errorf("sync: %w", err)
 		}
 		s.durable.store(s.last)
+		s.pipe.rebase(s.last)
 	}
 	s.recent.settle(s.doubt, 0, s.j.cfg.Index != nil)
 	clear(s.doubt)

@@ -12,17 +12,21 @@ import (
 // is no index to ask.
 const recentWithoutIndex = 1 << 16
 
+const slotBlock = 64
+
 // recent knows the events of one stream that are under way, or that the index
 // may not know yet, by their tags. A tag is made under a key of its app, so two
 // apps have none in common.
 type recent struct {
-	seed [2]maphash.Seed
+	seed maphash.Seed
 
 	mu    sync.Mutex // guards what follows and the slots
 	slots map[kms.Tag]*slot
 	// done holds the stored slots in the order of their sequences, from head.
 	done []*slot
 	head int
+	// block is where slots are cut from: they live and die about together.
+	block []slot
 }
 
 // slot is one event: under way while seq is 0.
@@ -39,31 +43,37 @@ type slot struct {
 	doubtful bool
 }
 
-// bodySum stands for an event's canonical JSON. It is keyed with a secret of
-// the process and never leaves memory.
-type bodySum [2]uint64
+// bodySum stands for an event's canonical JSON: its hash, keyed with a secret
+// of the process that never leaves memory, and its length.
+type bodySum struct {
+	hash uint64
+	size int
+}
 
 func newRecent() *recent {
-	return &recent{
-		seed:  [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()},
-		slots: make(map[kms.Tag]*slot),
-	}
+	return &recent{seed: maphash.MakeSeed(), slots: make(map[kms.Tag]*slot)}
 }
 
 func (r *recent) sum(canonical []byte) bodySum {
-	return bodySum{maphash.Bytes(r.seed[0], canonical), maphash.Bytes(r.seed[1], canonical)}
+	return bodySum{maphash.Bytes(r.seed, canonical), len(canonical)}
 }
 
 // reserve takes the tag for an event that is about to be appended. When the tag
 // is taken it returns the slot that has it, and false.
-func (r *recent) reserve(fresh *slot) (*slot, bool) {
+func (r *recent) reserve(fresh slot) (*slot, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s := r.slots[fresh.tag]; s != nil {
 		return s, false
 	}
-	r.slots[fresh.tag] = fresh
-	return fresh, true
+	if len(r.block) == 0 {
+		r.block = make([]slot, slotBlock)
+	}
+	s := &r.block[0]
+	r.block = r.block[1:]
+	*s = fresh
+	r.slots[s.tag] = s
+	return s, true
 }
 
 // release gives up slots whose event was not stored.

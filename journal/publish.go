@@ -252,7 +252,7 @@ func (p *plain) round(ctx context.Context, batch []*entry) error {
 	p.mu.Unlock()
 	p.drain()
 	for i, e := range batch {
-		if err := p.send(e, replies[i]); err != nil {
+		if err := sendEntry(p.nc, e, replies[i]); err != nil {
 			return p.abort(err)
 		}
 	}
@@ -270,13 +270,17 @@ func (p *plain) drain() {
 	}
 }
 
-func (p *plain) send(e *entry, reply string) error {
-	if e.gen == 0 {
-		return p.nc.PublishRequest(e.subject, reply, e.record)
+// sendEntry publishes one entry.
+func sendEntry(nc *nats.Conn, e *entry, reply string) error {
+	switch {
+	case e.gen == 0 && reply == "":
+		return nc.Publish(e.subject, e.record)
+	case e.gen == 0:
+		return nc.PublishRequest(e.subject, reply, e.record)
 	}
 	msg := &nats.Msg{Subject: e.subject, Reply: reply, Data: e.record, Header: nats.Header{}}
 	msg.Header.Set(generationHeader, strconv.Itoa(int(e.gen)))
-	return p.nc.PublishMsg(msg)
+	return nc.PublishMsg(msg)
 }
 
 func (p *plain) await(ctx context.Context) error {
