@@ -221,7 +221,11 @@ func (r *Registry) loadShared(ctx context.Context, id AppID) (App, error) {
 func (r *Registry) loadCached(ctx context.Context, id AppID) (App, error) {
 	r.mu.RLock()
 	before := r.changes
+	cached, known := r.apps[id]
 	r.mu.RUnlock()
+	if known && time.Since(cached.loaded) < appFresh {
+		return cached.app, nil // a load ended between the caller's look and this one
+	}
 	app, _, err := r.load(ctx, id)
 	r.mu.Lock()
 	defer r.mu.Unlock()

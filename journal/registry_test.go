@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -75,8 +76,14 @@ func TestRegistryCreate(t *testing.T) {
 	}
 
 	chosen := AppSpec{ID: NewAppID(3), Plan: "free", Certificate: NewCertificate()}
+	if _, err := r.App(t.Context(), chosen.ID); !errors.Is(err, ErrUnknownApp) {
+		t.Errorf("before it is made: %v", err)
+	}
 	if app, err := r.Create(t.Context(), chosen); err != nil || app.ID != chosen.ID || app.Certificates[0] != chosen.Certificate {
 		t.Errorf("with an id: %+v, %v", app, err)
+	}
+	if _, err := r.App(t.Context(), chosen.ID); err != nil {
+		t.Errorf("after it was made: %v", err)
 	}
 	if _, err := r.Create(t.Context(), chosen); !errors.Is(err, ErrAppExists) {
 		t.Errorf("again: %v", err)
@@ -160,13 +167,24 @@ func TestRegistryLoadsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	release := make(chan struct{})
+	loads := r.rows.Loads()
+	// The one whose load it is gives up: the others get it all the same.
+	entered := make(chan struct{})
+	var once sync.Once
 	r.rows.Hook(func(op, _ string) {
 		if op == "load" {
+			once.Do(func() { close(entered) })
 			<-release
 		}
 	})
-	loads := r.rows.Loads()
+	ctx, cancel := context.WithCancel(t.Context())
 	var waiting, started sync.WaitGroup
+	waiting.Go(func() {
+		if _, err := r.App(ctx, app.ID); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+	<-entered
 	for range 50 {
 		started.Add(1)
 		waiting.Go(func() {
@@ -177,12 +195,7 @@ func TestRegistryLoadsOnce(t *testing.T) {
 		})
 	}
 	started.Wait()
-	// One who gives up does not end it for the others.
-	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := r.App(ctx, app.ID); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
-	}
 	close(release)
 	waiting.Wait()
 	// Some may have come after the load had ended; those found it in memory.
@@ -197,9 +210,9 @@ func TestRegistryUpdates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := app.Certificates[0]
+	oldest := app.Certificates[0]
 	app, err = r.RotateCertificate(t.Context(), app.ID)
-	if err != nil || len(app.Certificates) != 2 || app.Certificates[1] != first || app.Certificates[0] == first {
+	if err != nil || len(app.Certificates) != 2 || app.Certificates[1] != oldest || app.Certificates[0] == oldest {
 		t.Fatalf("rotated: %+v, %v", app, err)
 	}
 	second := app.Certificates[0]
@@ -210,6 +223,9 @@ func TestRegistryUpdates(t *testing.T) {
 	app, err = r.WithdrawCertificate(t.Context(), app.ID)
 	if err != nil || len(app.Certificates) != 1 || app.Certificates[0] == second {
 		t.Fatalf("withdrawn: %+v, %v", app, err)
+	}
+	if read, err := r.App(t.Context(), app.ID); err != nil || read.Disabled {
+		t.Fatalf("read %+v, %v", read, err)
 	}
 	if app, err = r.SetDisabled(t.Context(), app.ID, true); err != nil || !app.Disabled {
 		t.Fatalf("disabled: %+v, %v", app, err)
@@ -224,22 +240,22 @@ func TestRegistryUpdates(t *testing.T) {
 		t.Errorf("an app of another region: %v", err)
 	}
 
-	// Two processes at once: neither change is lost.
+	// Another process changes the app in between: neither change is lost.
 	other := newTestRegistry(t, r)
-	var both sync.WaitGroup
-	both.Go(func() {
-		if _, err := r.RotateCertificate(t.Context(), app.ID); err != nil {
-			t.Error(err)
+	first := true
+	r.rows.Hook(func(op, _ string) {
+		if op == "update" && first {
+			first = false
+			if _, err := other.SetDisabled(t.Context(), app.ID, false); err != nil {
+				t.Error(err)
+			}
 		}
 	})
-	both.Go(func() {
-		if _, err := other.SetDisabled(t.Context(), app.ID, false); err != nil {
-			t.Error(err)
-		}
-	})
-	both.Wait()
+	if _, err := r.RotateCertificate(t.Context(), app.ID); err != nil {
+		t.Fatal(err)
+	}
 	if read, _, err := r.load(t.Context(), app.ID); err != nil || read.Disabled || len(read.Certificates) != 2 {
-		t.Errorf("after two at once: %+v, %v", read, err)
+		t.Errorf("after two changes at once: %+v, %v", read, err)
 	}
 }
 
@@ -358,15 +374,24 @@ func TestRegistryRefusesDamagedRows(t *testing.T) {
 		t.Fatal(err)
 	}
 	revision := whole.Revision
+	change := func(from, to string) string {
+		if !strings.Contains(string(whole.Value), from) {
+			t.Fatalf("the row has no %s: %s", from, whole.Value)
+		}
+		return strings.Replace(string(whole.Value), from, to, 1)
+	}
 	for what, value := range map[string]string{
 		"no JSON":           "x",
-		"unknown member":    `{"version":1,"color":"red"}`,
-		"unknown version":   `{"version":2,"region":"eu"}`,
-		"another region":    `{"version":1,"region":"us"}`,
+		"unknown member":    change(`"version":1`, `"color":"red","version":1`),
+		"duplicate member":  change(`"version":1`, `"version":1,"version":1`),
+		"unknown version":   change(`"version":1`, `"version":2`),
+		"another region":    change(`"region":"eu"`, `"region":"us"`),
+		"generation":        change(`"generation":0`, `"generation":4096`),
+		"shard":             change(`"shard":0`, `"shard":-1`),
+		"sealed part cut":   change(`"private":"`, `"private":"AAAA`),
 		"no sealed part":    `{"version":1,"region":"eu","plan":"pro","generation":0,"shard":0,"created":"2026-01-01T00:00:00Z","private":""}`,
-		"generation":        `{"version":1,"region":"eu","plan":"pro","generation":4096,"shard":0}`,
 		"of another app":    string(foreign.Value),
-		"duplicate members": `{"version":1,"version":1}`,
+		"a row of an alien": `{}`,
 	} {
 		if revision, err = r.rows.Update(t.Context(), name, []byte(value), revision); err != nil {
 			t.Fatal(err)
