@@ -86,13 +86,14 @@ func (s *server) environ() []string {
 	return env
 }
 
-// history writes n messages of a few conversations in the order of their ids.
-func history(t *testing.T, n int) string {
+// history writes the messages from to until-1, of a few conversations, in the
+// order of their ids.
+func history(t *testing.T, from, until int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "history.jsonl")
 	var b bytes.Buffer
 	now := time.Now().Add(-time.Hour).UnixMilli()
-	for i := range n {
+	for i := from; i < until; i++ {
 		fmt.Fprintf(&b, `{"msg_id":"%d","timestamp":%d,"direction":"outgoing","from":"user%d","to":"group%d","chat_type":"groupchat","payload":{"bodies":[{"type":"txt","msg":"message number %d"}],"ext":{}}}`+"\n",
 			i, now+int64(i), i%101, i%23, i)
 	}
@@ -112,11 +113,19 @@ func replayed(t *testing.T, env []string, want int) {
 	if err != nil {
 		t.Fatalf("replay: %v", err)
 	}
+	if trailer := checkOnce(t, string(out), want); !strings.Contains(trailer, `"count":`+strconv.Itoa(want)+",") {
+		t.Errorf("trailer %s", trailer)
+	}
+}
+
+// checkOnce checks that a replay has each of the messages 0 to want-1 once, and
+// in order within its conversation. It returns the trailer.
+func checkOnce(t *testing.T, out string, want int) (trailer string) {
+	t.Helper()
 	seen := make(map[string]int, want)
 	last := map[string]int{}
 	var position journal.Position
-	var trailer string
-	for line := range strings.Lines(string(out)) {
+	for line := range strings.Lines(out) {
 		if strings.HasPrefix(line, `{"end":`) {
 			trailer = line
 			continue
@@ -148,9 +157,7 @@ func replayed(t *testing.T, env []string, want int) {
 	if len(seen) != want || twice > 0 {
 		t.Errorf("%d messages replayed, %d of them more than once, want %d once", len(seen), twice, want)
 	}
-	if !strings.Contains(trailer, `"count":`+strconv.Itoa(want)+",") {
-		t.Errorf("trailer %s", trailer)
-	}
+	return trailer
 }
 
 // stored waits until the server holds at least n events, and returns false when
@@ -187,7 +194,7 @@ func TestKilledServer(t *testing.T) {
 	env := s.environ()
 
 	cmd := exec.Command("coffer", "import", "agora", "--json", "--batch", "100", "--timeout", "2m",
-		"--rejects", filepath.Join(t.TempDir(), "rejects"), history(t, messages))
+		"--rejects", filepath.Join(t.TempDir(), "rejects"), history(t, 0, messages))
 	cmd.Env = env
 	var out, talk bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &talk
@@ -241,7 +248,7 @@ func TestInterruptedImport(t *testing.T) {
 	s := &server{t: t, dir: filepath.Join(t.TempDir(), "data"), base: freePorts(t)}
 	s.start()
 	env := s.environ()
-	args := []string{"import", "agora", "--json", "--batch", "50", "--rejects", filepath.Join(t.TempDir(), "rejects"), history(t, messages)}
+	args := []string{"import", "agora", "--json", "--batch", "50", "--rejects", filepath.Join(t.TempDir(), "rejects"), history(t, 0, messages)}
 	run := func(interrupt bool) (code, imported, duplicates int, talk string) {
 		cmd := exec.Command("coffer", args...)
 		cmd.Env = env
@@ -291,4 +298,68 @@ func TestInterruptedImport(t *testing.T) {
 		t.Errorf("exit code %d, imported %d and then %d, duplicates %d; %s", code, first, second, duplicates, talk)
 	}
 	replayed(t, env, messages)
+}
+
+// TestFollowOverARestart: a replay that follows the end goes on when the server
+// has been killed and started again, and gives each event once.
+func TestFollowOverARestart(t *testing.T) {
+	const half = 1000
+	s := &server{t: t, dir: filepath.Join(t.TempDir(), "data"), base: freePorts(t)}
+	s.start()
+	env := s.environ()
+	path := filepath.Join(t.TempDir(), "follow.ndjson")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	var talk bytes.Buffer
+	follow := exec.Command("coffer", "replay", "--follow", "--timeout", "2m")
+	follow.Env, follow.Stdout, follow.Stderr = env, out, &talk
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = follow.Process.Kill() })
+	lines := func() (string, int) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b), bytes.Count(b, []byte("\n"))
+	}
+	load := func(from, until int) {
+		cmd := exec.Command("coffer", "import", "agora", "--rejects", filepath.Join(t.TempDir(), "rejects"), history(t, from, until))
+		cmd.Env = env
+		if b, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("import: %v\n%s", err, b)
+		}
+		for end := time.Now().Add(startLimit); ; time.Sleep(10 * time.Millisecond) {
+			if _, n := lines(); n >= until {
+				return
+			} else if time.Now().After(end) {
+				t.Fatalf("%d of %d events followed; %s", n, until, s.log.String())
+			}
+		}
+	}
+	load(0, half)
+	s.kill()
+	s.start()
+	load(half, 2*half)
+	if err := follow.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	err = follow.Wait()
+	exit := (*exec.ExitError)(nil)
+	if !errors.As(err, &exit) || exit.ExitCode() != 130 {
+		t.Errorf("the interrupted replay ended with %v", err)
+	}
+	text, n := lines()
+	if trailer := checkOnce(t, text, 2*half); n != 2*half || trailer != "" {
+		t.Errorf("%d lines, trailer %q", n, trailer)
+	}
+	last := text[strings.LastIndex(text, `"position":"`)+len(`"position":"`):]
+	want := "coffer replay --follow --after " + strings.TrimRight(last, "\"}\n")
+	if !strings.Contains(talk.String(), want) {
+		t.Errorf("standard error %q does not say %q", talk.String(), want)
+	}
 }

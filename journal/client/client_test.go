@@ -15,9 +15,12 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"go.uber.org/goleak"
 
 	"github.com/cofferdb/coffer/journal"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testApp = journal.NewAppID(3) //nolint:gochecknoglobals // an id, the same in every test
 
@@ -254,7 +257,7 @@ func (s *cutServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if n == cut {
 		return // no trailer, and a proper end
 	}
-	_, _ = fmt.Fprintf(w, `{"end":{"count":%d,"omitted":0,"next":"c1_%d","checkpoint":null}}`+"\n", n, after+n)
+	_, _ = fmt.Fprintf(w, `  {"end":{"count":%d,"omitted":0,"next":"c1_%d","checkpoint":null}}`+"\n", n, after+n)
 }
 
 func collect(t *testing.T, r *Replay) ([]int, error) {

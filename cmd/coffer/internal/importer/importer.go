@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
+	"hash/fnv"
 	"io"
 	"os"
 	"sync"
@@ -102,7 +102,7 @@ func Run(ctx context.Context, to Appender, o Options) (res Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	r := &run{o: o, to: to, rejects: rej, seed: maphash.MakeSeed()}
+	r := &run{o: o, to: to, rejects: rej}
 	for _, f := range o.Files {
 		if info, err := os.Stat(f); err == nil && f != "-" {
 			r.total += info.Size()
@@ -132,7 +132,6 @@ type run struct {
 	o       Options
 	to      Appender
 	rejects *rejects
-	seed    maphash.Seed
 	shift   time.Duration
 	total   int64
 
@@ -209,8 +208,7 @@ func (r *run) importFiles(ctx context.Context) error {
 				unreadable = errors.Join(unreadable, err)
 				return nil
 			}
-			lane := lanes[maphash.String(r.seed, l.event.Conversation)%uint64(len(lanes))]
-			return lane.add(ctx, l, r.o.Batch)
+			return lanes[laneOf(l.event.Conversation, len(lanes))].add(ctx, l, r.o.Batch)
 		})
 		if errors.Is(err, ErrInterrupted) {
 			// The lanes finish what they have begun: no error, which would end them.
@@ -232,6 +230,13 @@ func (r *run) importFiles(ctx context.Context) error {
 		err = fmt.Errorf("%w: %w", ErrUnreadable, unreadable)
 	}
 	return err
+}
+
+// laneOf spreads conversations over lanes.
+func laneOf(conversation string, lanes int) int {
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, conversation)
+	return int(h.Sum32() % uint32(lanes))
 }
 
 // lane keeps the order of the conversations that are assigned to it: it has at

@@ -324,6 +324,11 @@ func TestKilledBeforeTheFirst(t *testing.T) {
 		for i := range 40 {
 			lines[i] = strings.Replace(lines[i], fmt.Sprintf(`"to":"g%d"`, i%5), `"to":"first"`, 1)
 		}
+		for i := range 5 {
+			if laneOf("first", 16) == laneOf(fmt.Sprintf("g%d", i), 16) {
+				t.Fatal("another conversation waits behind the first: give it another name")
+			}
+		}
 		o := options(t, write(t, "a.jsonl", strings.Join(lines, "")))
 		o.Rebase, o.Lanes, o.Batch = true, 16, 20 // the two batches of "first" do not hold up the reader
 		killed := errors.New("killed")
