@@ -1,0 +1,20 @@
+// Package bench measures Coffer beside what it is built on, in the same run and
+// on the same disk, and says exactly what was compared.
+//
+//   - [Append]: events appended and synced before they are acknowledged, beside
+//     bare publishes of payloads of the same size that are synced in the same
+//     way, and beside Postgres.
+//   - [Replay]: an app's past read from the history view and opened, beside a
+//     bare ordered consumer on the same stream that opens nothing, and beside
+//     Postgres.
+//   - [History]: a page of a long conversation beside one of a short one, and
+//     beside Postgres.
+//
+// Rounds of the two sides alternate, and the figures are medians of the rounds:
+// a neighbour's load then falls on both. Ratios are what to compare between
+// machines; the figures themselves are those of one disk and one processor.
+//
+// Postgres is measured when initdb and postgres are on the machine: a cluster of
+// its own in a temporary folder, reached through a Unix socket, with fsync on.
+// When the program runs as root, the cluster runs as the user postgres.
+package bench
