@@ -141,10 +141,10 @@ func (t *tail) fail(state State, err error) {
 	t.state, t.err = state, err
 	if state == Stopped {
 		t.waiting.releaseAll()
-		if t.target == 0 && t.caught > 0 {
-			// What the view has is whole, if not new. It was readable before
-			// the process stopped, and waiting does not make it newer.
-			t.caught = 0
+		if t.target == 0 && t.checkpoint.Sequence > 0 {
+			// What the view has is whole, if not new. It could be read before
+			// the process ended, and waiting does not make it newer.
+			t.caught, t.opened = 0, true
 			defer t.gate.open(t)
 		}
 	}
