@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"time"
 
@@ -12,33 +13,15 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
-	"github.com/cofferdb/coffer/kms"
-	"github.com/cofferdb/coffer/kms/local"
 )
 
-// ErrProvider means that a region's kms setting names no provider this binary
-// has. Write local:PATH.
-var ErrProvider = errors.New("unknown key provider")
+// connectFor is how long a NATS server may take to come up after this process.
+const connectFor = time.Minute
 
-// openProvider opens the provider that the setting names. A new key file is
-// made only for a region that has no data: for one that has, a missing file is
-// a loss that must be said.
-func openProvider(ctx context.Context, r config.Region, fresh bool) (kms.Provider, error) {
-	scheme, rest, _ := strings.Cut(r.KMS, ":")
-	if scheme != "local" || rest == "" {
-		return nil, fmt.Errorf("%w: region %s: the setting begins with %q", ErrProvider, r.ID, scheme)
-	}
-	p, err := local.Open(ctx, local.Options{Path: rest, Create: fresh, Region: r.ID})
-	if err != nil {
-		return nil, fmt.Errorf("opening the key provider: %w", err)
-	}
-	return p, nil
-}
-
-// connectExternal connects to a NATS server outside the process. It waits for
-// one that is not there yet, and reconnects for ever; but nothing is sent again
-// by itself, because the journal decides what was stored.
-func connectExternal(r config.Region, log *slog.Logger) (*nats.Conn, error) {
+// connectExternal connects to a NATS server outside the process. It waits a
+// while for one that is not there yet, and later reconnects for ever; but
+// nothing is sent again by itself, because the journal decides what was stored.
+func connectExternal(ctx context.Context, r config.Region, log *slog.Logger) (*nats.Conn, error) {
 	options := []nats.Option{
 		nats.Name("coffer " + r.ID),
 		nats.MaxReconnects(-1),
@@ -70,9 +53,28 @@ func connectExternal(r config.Region, log *slog.Logger) (*nats.Conn, error) {
 		}
 		options = append(options, nats.UserInfo(user, password))
 	}
-	conn, err := nats.Connect(r.NATS.URL, options...)
-	if err != nil {
-		return nil, fmt.Errorf("connecting to NATS: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, connectFor)
+	defer cancel()
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 4*time.Second) {
+		conn, err := nats.Connect(r.NATS.URL, options...)
+		if err == nil {
+			return conn, nil
+		}
+		if !absent(err) {
+			return nil, fmt.Errorf("connecting to NATS: %w", err)
+		}
+		log.Warn("waiting for the NATS server", "err", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connecting to NATS: %w", err)
+		}
 	}
-	return conn, nil
+}
+
+// absent reports whether a server may still come up; one that refuses the
+// credentials or has a wrong certificate is there.
+func absent(err error) bool {
+	var refused *net.OpError
+	return errors.Is(err, nats.ErrNoServers) || errors.Is(err, nats.ErrTimeout) || errors.As(err, &refused)
 }

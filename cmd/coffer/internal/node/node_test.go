@@ -400,8 +400,10 @@ func TestOpenRefuses(t *testing.T) {
 		want   error
 		says   string
 	}{
-		"unknown provider": {func(c *config.Config) { c.Regions[0].KMS = "abacus:x" }, ErrProvider, "abacus"},
-		"no certificate":   {func(c *config.Config) { c.Regions[0].TLS.CertFile += ".none" }, fs.ErrNotExist, "TLS"},
+		"unknown provider":     {func(c *config.Config) { c.Regions[0].KMS = "abacus:x" }, ErrProvider, "abacus"},
+		"broken Vault setting": {func(c *config.Config) { c.Regions[0].KMS = "vault+https://vault.example.com/transit?x=1" }, nil, "key provider"},
+		"broken AWS setting":   {func(c *config.Config) { c.Regions[0].KMS = "awskms:///key?surprise=1" }, nil, "key provider"},
+		"no certificate":       {func(c *config.Config) { c.Regions[0].TLS.CertFile += ".none" }, fs.ErrNotExist, "TLS"},
 		"not a certificate": {func(c *config.Config) {
 			c.Regions[0].TLS.CertFile = c.OperatorTokenFile
 		}, nil, "TLS"},
@@ -470,4 +472,46 @@ func ExampleServe() {
 	// Output:
 	// 0 true
 	// <nil>
+}
+
+// TestEmptiedStore takes a region's streams away while the process is down: it
+// is said, at every start, and nothing is made anew in their place.
+func TestEmptiedStore(t *testing.T) {
+	checkLeaks(t)
+	cfg := plain(production(t, ""))
+	p, err := Open(t.Context(), cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, events := appendOne(t, p)
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	store := filepath.Join(cfg.DataDir, "eu", "nats")
+	if err := os.Rename(store, store+".away"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		p, err := Open(t.Context(), cfg, nil)
+		if err == nil {
+			_ = p.Close(t.Context())
+			t.Fatal("an emptied store is served")
+		}
+		if !errors.Is(err, journal.ErrIncarnation) || !strings.Contains(err.Error(), witnessName) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := os.RemoveAll(store); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(store+".away", store); err != nil {
+		t.Fatal(err)
+	}
+	if p, err = Open(t.Context(), cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	readOne(t, p, token, events)
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
@@ -31,10 +32,18 @@ func (r *region) ready(ctx context.Context) []server.Unready {
 
 func (r *region) check(ctx context.Context) []server.Unready {
 	var reasons []server.Unready
+	var told []string
 	say := func(part string, err error) {
-		if err != nil {
-			reasons = append(reasons, server.Unready{Part: part, Detail: err.Error()})
+		if err == nil {
+			return
 		}
+		// Anyone may ask, so the names of keys and files are for the log.
+		detail := err.Error()
+		if class := kms.Class(err); class != nil {
+			detail = class.Error()
+		}
+		reasons = append(reasons, server.Unready{Part: part, Detail: detail})
+		told = append(told, part+": "+err.Error())
 	}
 	say("nats", r.checkNATS(ctx))
 	if r.failure != nil {
@@ -43,6 +52,14 @@ func (r *region) check(ctx context.Context) []server.Unready {
 		say("view", r.runner.Ready())
 	}
 	say("kms", r.checkKeys(ctx))
+	if now := strings.Join(told, "; "); now != r.told {
+		r.told = now
+		if now == "" {
+			r.log.Info("ready again")
+		} else {
+			r.log.Warn("not ready", "reasons", now)
+		}
+	}
 	return reasons
 }
 

@@ -59,7 +59,8 @@ type region struct {
 	mu      sync.Mutex // guards what follows
 	checked time.Time
 	reasons []server.Unready
-	failure error // of the runner
+	told    string // the reasons as they were logged
+	failure error  // of the runner
 }
 
 // openRegion opens a region up to its listener, which run then serves. The
@@ -81,7 +82,8 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if r.url == "" {
 		r.url = scheme(o.region) + r.listener.Addr().String()
 	}
-	if r.provider, err = openProvider(ctx, o.region, fresh); err != nil {
+	audit := &keyAudit{}
+	if r.provider, err = openProvider(ctx, o.region, fresh, audit, o.log); err != nil {
 		return r, err
 	}
 	if r.store, err = openStore(views, o.log); err != nil {
@@ -96,6 +98,10 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if err := r.openJournal(ctx); err != nil {
 		return r, err
 	}
+	if err := checkWitness(dir, r.journal.Streams()); err != nil {
+		return r, err
+	}
+	audit.journal.Store(r.journal)
 	return r, r.prepareHTTP()
 }
 
@@ -121,7 +127,7 @@ func openStore(dir string, log *slog.Logger) (*pebble.Store, error) {
 func (r *region) connect(ctx context.Context, dir string) error {
 	var err error
 	if r.config.NATS.URL != "" {
-		r.conn, err = connectExternal(r.config, r.log)
+		r.conn, err = connectExternal(ctx, r.config, r.log)
 		return err
 	}
 	r.nats, err = embedded.Start(ctx, embedded.Options{StoreDir: dir, Name: "coffer-" + r.config.ID, Log: r.log})
@@ -135,13 +141,17 @@ func (r *region) connect(ctx context.Context, dir string) error {
 func (r *region) openJournal(ctx context.Context) error {
 	// A nil *Syncer in the interface would not be nil.
 	var syncer journal.Syncer
-	if r.nats != nil && r.nats.Syncer() != nil {
-		syncer = r.nats.Syncer()
+	var health func(context.Context) error
+	if r.nats != nil {
+		health = r.nats.Check
+		if s := r.nats.Syncer(); s != nil {
+			syncer = s
+		}
 	}
 	var err error
 	r.journal, err = journal.Open(ctx, journal.Config{
 		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Conn: r.conn, Sync: syncer,
-		KMS: r.provider, Index: r.view, Log: r.log, Now: r.options.now,
+		KMS: r.provider, Index: r.view, Health: health, Log: r.log, Now: r.options.now,
 	})
 	if err != nil {
 		return err

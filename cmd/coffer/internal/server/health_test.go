@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -190,5 +191,41 @@ func TestAdmin(t *testing.T) {
 	streams := do("GET", "/v1/admin/streams", "").json(t)
 	if len(streams["data"].([]any)) != 4 || len(streams["drift"].([]any)) != 0 {
 		t.Errorf("streams: %v", streams)
+	}
+}
+
+// TestIdleConnection uses a connection again after the time that a write may
+// take has passed: the deadline of one answer must not be that of the next.
+func TestIdleConnection(t *testing.T) {
+	s := newSite(t, config.Limits{WriteTimeout: config.Duration(150 * time.Millisecond)})
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs, MinVersion: tls.VersionTLS12}}
+	s.client = &http.Client{Transport: transport} // HTTP/1.1: one connection, requests in turn; a POST is not sent again by the client
+	for _, r := range []request{
+		{path: s.events()}, {method: "POST", path: "/none", body: "{}"}, {method: "POST", path: s.events(), body: "{", token: "-"}, {path: s.events()},
+	} {
+		req := s.build(t.Context(), r)
+		if resp, err := transport.RoundTrip(req); err != nil {
+			t.Errorf("%s: %v", r.path, err)
+		} else {
+			_ = resp.Body.Close()
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+}
+
+// TestCallerGone leaves in the middle of a stream: that is no error of the
+// server's.
+func TestCallerGone(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	s.fill(3)
+	resp := s.open(request{path: s.events() + "?follow=true", header: map[string]string{"Accept": "application/x-ndjson"}})
+	one := make([]byte, 1)
+	if _, err := resp.Body.Read(one); err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	await(t, "the log line", func() bool { return strings.Contains(s.log.String(), `"caller_gone":true`) })
+	if strings.Contains(s.log.String(), `"level":"ERROR"`) {
+		t.Error("it is logged as an error")
 	}
 }

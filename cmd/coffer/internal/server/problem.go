@@ -203,6 +203,7 @@ func errorTable() []mapping {
 		{projections.ErrUnknown, k.internal, "the server has failed"},
 		{history.ErrTrimmed, k.cursorExpired, "what follows the cursor has expired and is not kept any more; begin again after oldest_position"},
 		{journal.ErrAuditChain, k.storeInconsistent, "the audit log does not verify"},
+		{kms.ErrLastWrap, k.exists, "it is the last wrap of the key; without it nothing could be opened"},
 		{kms.ErrRowNotFound, k.storeUnavailable, "a row of the registry is missing"},
 		{kms.ErrRowConflict, k.storeUnavailable, "a row was changed by another at the same time"},
 		{kms.ErrClosed, k.storeUnavailable, "the server is shutting down"},

@@ -220,13 +220,16 @@ func (l *lineWriter) write(b []byte) error {
 	}
 	l.s.extendDeadline(l.c)
 	if _, err := l.c.w.Write(b); err != nil {
-		return fmt.Errorf("sending a stream: %w", err)
+		return fmt.Errorf("%w: %w", errCallerGone, err)
 	}
 	if err := http.NewResponseController(l.c.w).Flush(); err != nil {
-		return fmt.Errorf("sending a stream: %w", err)
+		return fmt.Errorf("%w: %w", errCallerGone, err)
 	}
 	return nil
 }
+
+// errCallerGone means that nobody takes the answer any more.
+var errCallerGone = errors.New("the caller has gone")
 
 type trailer struct {
 	Count      int      `json:"count"`

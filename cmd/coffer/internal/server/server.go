@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -187,7 +188,13 @@ func (s *Server) serve(c *call) error {
 // and the log line.
 func (s *Server) finish(c *call, started time.Time, err error) {
 	var p *problem
+	if gone := c.r.Context().Err() != nil || errors.Is(err, errCallerGone); err != nil && gone {
+		// There is nobody to answer, and nothing that an operator could mend.
+		s.logRequest(c, started, nil)
+		return
+	}
 	if err != nil {
+		s.extendDeadline(c)
 		p = s.problemOf(err)
 		p.RequestID = c.id
 		if c.w.status == 0 {
@@ -208,6 +215,9 @@ func (s *Server) logRequest(c *call, started time.Time, p *problem) {
 		"request_id", c.id, "method", method(c.r.Method), "route", pattern, "status", c.w.status,
 		"bytes", c.w.bytes, "duration_ms", float64(s.now().Sub(started).Microseconds()) / 1000,
 		"caller", c.caller.kind.String(),
+	}
+	if c.r.Context().Err() != nil {
+		attrs = append(attrs, "caller_gone", true)
 	}
 	if !c.app.ID.IsZero() {
 		attrs = append(attrs, "app", c.app.ID.String())
