@@ -90,9 +90,17 @@ func TestStore(t *testing.T) {
 func TestRefused(t *testing.T) {
 	s, _ := open(t)
 	for _, a := range []accounts.Account{
-		{}, {ID: "A"}, {ID: "a.b"}, {ID: "a b"}, {ID: strings.Repeat("a", 65)}, {ID: "ä"},
-		{ID: "a", Name: strings.Repeat("n", 201)}, {ID: "a", Name: "\xff"}, {ID: "a", Name: "a\nb"},
-		{ID: "a", Home: "eu"}, {ID: "a", Regions: []string{""}},
+		{},
+		{ID: "A"},
+		{ID: "a.b"},
+		{ID: "a b"},
+		{ID: strings.Repeat("a", 65)},
+		{ID: "ä"},
+		{ID: "a", Name: strings.Repeat("n", 201)},
+		{ID: "a", Name: "\xff"},
+		{ID: "a", Name: "a\nb"},
+		{ID: "a", Home: "eu"},
+		{ID: "a", Regions: []string{""}},
 	} {
 		if _, err := s.Create(t.Context(), a); !errors.Is(err, accounts.ErrInvalid) {
 			t.Errorf("%+v: %v", a, err)

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,7 +174,7 @@ func TestRefused(t *testing.T) {
 		{"line break", good[:40] + "\n" + good[40:], ErrMalformed},
 		{"space", good + " ", ErrMalformed},
 		{"over-long text", "007" + strings.Repeat("A", MaxTokenLength), ErrMalformed},
-		{"bytes after zlib", "007" + base64.StdEncoding.EncodeToString(append(packed[:len(packed):len(packed)], 0)), ErrMalformed},
+		{"bytes after zlib", "007" + base64.StdEncoding.EncodeToString(append(slices.Clip(packed), 0)), ErrMalformed},
 		{"zlib checksum", "007" + base64.StdEncoding.EncodeToString(append(packed[:len(packed)-1:len(packed)-1], packed[len(packed)-1]^1)), ErrMalformed},
 		{"zlib bomb", pack(make([]byte, 1<<20)), ErrMalformed},
 		{"empty content", pack(nil), ErrMalformed},

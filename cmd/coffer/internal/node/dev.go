@@ -258,8 +258,12 @@ func (p *Process) writeDevFiles(now time.Time) error {
 	e := file.Regions[devRegion]
 	var lines strings.Builder
 	for _, line := range [][2]string{
-		{"COFFER_URL", e.URL}, {"COFFER_CA", e.CA}, {"COFFER_APP", e.App}, {"COFFER_APP_CERTIFICATE", e.Certificate},
-		{"COFFER_TOKEN", e.Token}, {"COFFER_OPERATOR_TOKEN", e.OperatorToken},
+		{"COFFER_URL", e.URL},
+		{"COFFER_CA", e.CA},
+		{"COFFER_APP", e.App},
+		{"COFFER_APP_CERTIFICATE", e.Certificate},
+		{"COFFER_TOKEN", e.Token},
+		{"COFFER_OPERATOR_TOKEN", e.OperatorToken},
 	} {
 		lines.WriteString(line[0] + "=" + shellQuote(line[1]) + "\n")
 	}

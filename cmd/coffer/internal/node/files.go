@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 var (
@@ -89,15 +90,15 @@ func syncDir(dir string) error {
 
 // fileStamp changes when one of the files does.
 func fileStamp(paths ...string) (string, error) {
-	var stamp string
+	var stamp strings.Builder
 	for _, p := range paths {
 		info, err := os.Stat(p)
 		if err != nil {
 			return "", err
 		}
-		stamp += fmt.Sprintf("%d %d;", info.ModTime().UnixNano(), info.Size())
+		fmt.Fprintf(&stamp, "%d %d;", info.ModTime().UnixNano(), info.Size())
 	}
-	return stamp, nil
+	return stamp.String(), nil
 }
 
 func exists(path string) bool {

@@ -25,6 +25,7 @@ func (c callers) String() string {
 		return "user"
 	case operator:
 		return "operator"
+	case anyone:
 	}
 	return "none"
 }

@@ -21,9 +21,9 @@ import (
 func TestRestart(t *testing.T) {
 	s := newSite(t, config.Limits{})
 	s.fill(20)
-	s.post(change("edit", "message.edited", "e000", "changed"))
+	p := s.post(change("edit", "message.edited", "e000", "changed"))
 	app, certificate, operator := s.app, s.certificate, s.operator
-	want, end := s.replay("")
+	want, end := s.replay("?min_position=" + p[0])
 	pem, err := os.ReadFile(s.process.CAFile)
 	if err != nil {
 		t.Fatal(err)

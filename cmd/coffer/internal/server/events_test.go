@@ -356,8 +356,8 @@ func TestMessages(t *testing.T) {
 			list, v = get(query + "&before=" + next)
 		}
 		up := []string{}
-		for i := len(list) - 1; i >= 0; i-- {
-			up = append(up, name(list[i]))
+		for _, m := range slices.Backward(list) {
+			up = append(up, name(m))
 		}
 		for {
 			previous, ok := v["previous"].(string)
@@ -365,8 +365,8 @@ func TestMessages(t *testing.T) {
 				break
 			}
 			list, v = get(query + "&after=" + previous)
-			for i := len(list) - 1; i >= 0; i-- {
-				up = append(up, name(list[i]))
+			for _, m := range slices.Backward(list) {
+				up = append(up, name(m))
 			}
 		}
 		slices.Reverse(up)

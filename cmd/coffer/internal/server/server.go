@@ -149,11 +149,12 @@ type call struct {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	started := s.now()
 	c := &call{w: &responseWriter{ResponseWriter: w}, r: r, id: requestID()}
+	// The request's context is c.r.Context() throughout.
 	h := w.Header()
 	h.Set("X-Request-Id", c.id)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
-	defer func() {
+	defer func() { //nolint:contextcheck // see above
 		// A panic's value may hold content, so only where it happened is logged.
 		if v := recover(); v != nil {
 			s.log.Error("request panicked", "request_id", c.id, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
@@ -163,7 +164,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}()
-	s.finish(c, started, s.serve(c))
+	s.finish(c, started, s.serve(c)) //nolint:contextcheck // see above
 }
 
 func (s *Server) serve(c *call) error {
