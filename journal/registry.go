@@ -50,7 +50,7 @@ type Registry struct {
 	loads   singleflight.Group
 
 	mu      sync.RWMutex // guards what follows
-	apps    map[AppID]cachedApp
+	apps    map[AppID]*cachedApp
 	unknown map[AppID]time.Time
 	// changes counts evictions: a load that began before one must not store
 	// what it read.
@@ -87,7 +87,7 @@ func newRegistry(region Region, plans []Plan, rows kms.Rows, keyring *kms.Keyrin
 	}
 	return &Registry{
 		region: region, plans: plans, rows: rows, keyring: keyring, now: now,
-		apps: map[AppID]cachedApp{}, unknown: map[AppID]time.Time{},
+		apps: map[AppID]*cachedApp{}, unknown: map[AppID]time.Time{},
 	}
 }
 
@@ -186,13 +186,15 @@ func (r *Registry) App(ctx context.Context, id AppID) (App, error) {
 	}
 	now := time.Now() // of the process, not the configured clock: it is about freshness
 	r.mu.RLock()
-	cached, known := r.apps[id]
+	cached := r.apps[id]
+	r.mu.RUnlock()
+	if cached != nil && now.Sub(cached.loaded) < appFresh {
+		return cached.app, nil
+	}
+	r.mu.RLock()
 	missed, unknown := r.unknown[id]
 	r.mu.RUnlock()
-	switch {
-	case known && now.Sub(cached.loaded) < appFresh:
-		return cached.app, nil
-	case unknown && now.Sub(missed) < unknownFresh:
+	if unknown && now.Sub(missed) < unknownFresh {
 		return App{}, fmt.Errorf("app %s: %w", id, ErrUnknownApp)
 	}
 	return r.loadShared(ctx, id)
@@ -221,9 +223,9 @@ func (r *Registry) loadShared(ctx context.Context, id AppID) (App, error) {
 func (r *Registry) loadCached(ctx context.Context, id AppID) (App, error) {
 	r.mu.RLock()
 	before := r.changes
-	cached, known := r.apps[id]
+	cached := r.apps[id]
 	r.mu.RUnlock()
-	if known && time.Since(cached.loaded) < appFresh {
+	if cached != nil && time.Since(cached.loaded) < appFresh {
 		return cached.app, nil // a load ended between the caller's look and this one
 	}
 	app, _, err := r.load(ctx, id)
@@ -242,7 +244,7 @@ func (r *Registry) loadCached(ctx context.Context, id AppID) (App, error) {
 			}
 			delete(r.apps, other)
 		}
-		r.apps[id] = cachedApp{app: app, loaded: time.Now()}
+		r.apps[id] = &cachedApp{app: app, loaded: time.Now()}
 	case errors.Is(err, ErrUnknownApp):
 		for other := range r.unknown {
 			if len(r.unknown) < maxUnknownApps {

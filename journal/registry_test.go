@@ -414,3 +414,17 @@ func TestRegistryRefusesDamagedRows(t *testing.T) {
 		t.Errorf("%d good apps are listed beside a damaged one", good)
 	}
 }
+
+func BenchmarkRegistryLookup(b *testing.B) {
+	r := newRegistry(DefaultRegions()[2], DefaultPlans(), nil, nil, nil)
+	id := NewAppID(3)
+	r.apps[id] = &cachedApp{app: App{ID: id}, loaded: time.Now()}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := r.App(b.Context(), id); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
