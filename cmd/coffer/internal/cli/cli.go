@@ -66,6 +66,7 @@ type commands struct {
 	App     appCmds    `cmd:"" help:"Make and list apps (as an operator)."`
 	Doctor  doctorCmd  `cmd:"" help:"Check that a server can be used, and say what is wrong."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+	Bench   benchCmd   `cmd:"" help:"Measure append, replay or history beside bare means."`
 
 	Verbose bool `help:"Tell on standard error what is being done." short:"v"`
 }

@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/bench"
+)
+
+type benchCmd struct {
+	Name       string        `arg:"" enum:"append,replay,history" help:"append, replay or history."`
+	JSON       bool          `name:"json" help:"Print the report as one JSON object."`
+	Dir        string        `placeholder:"DIR" help:"Where the data is put for the time being; the result depends on its disk."`
+	Rounds     int           `placeholder:"N" help:"How often each side is measured (5)."`
+	Size       int           `placeholder:"BYTES" help:"Size of a record (1024)."`
+	Duration   time.Duration `placeholder:"TIME" help:"append: length of a round (2s)."`
+	Writers    []int         `placeholder:"N" help:"append: numbers of concurrent writers (1,64,1024)."`
+	Events     int           `placeholder:"N" help:"replay: events (300000)."`
+	Memory     []int         `placeholder:"N" help:"replay: also measure the memory of replays of so many events."`
+	Short      int           `placeholder:"N" help:"history: messages of the short conversation (1000)."`
+	Long       int           `placeholder:"N" help:"history: messages of the long conversation (100000)."`
+	Pages      int           `placeholder:"N" help:"history: pages of a round (2000)."`
+	NoPostgres bool          `help:"Leave Postgres out."`
+}
+
+func (*benchCmd) Help() string {
+	return `Measures what Coffer does beside the same done by bare means, in the same run and on the same disk, and beside
+Postgres where it is installed. ratio is ours over bare, the lowest of the cases.
+
+    coffer bench append --json
+    coffer bench replay --events 20000 --rounds 1`
+}
+
+func (c *benchCmd) Run(r *runner) error {
+	rep, err := bench.Run(r.interrupt, bench.Options{
+		Name: c.Name, Dir: c.Dir, Rounds: c.Rounds, Size: c.Size, Duration: c.Duration, Writers: c.Writers, Events: c.Events,
+		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, NoPostgres: c.NoPostgres, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return printJSON(r, rep)
+	}
+	r.say("%s", rep.Compared)
+	w := tabwriter.NewWriter(r.Stdout, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintf(w, "CASE\tOURS\tBARE\tRATIO\t(%s)\n", rep.Unit)
+	for _, k := range rep.Cases {
+		_, _ = fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.2f\n", k.Name, k.Ours, k.Raw, k.Ratio)
+	}
+	return w.Flush()
+}
