@@ -85,6 +85,23 @@ func TestTopology(t *testing.T) {
 	top.startCoffer()
 	top.check(c, written)
 	top.searchFor("canary-in-the-hold", "sender-3", "the-quay")
+
+	// An empty store in the place of the region's is a loss and no new region.
+	top.coffer.kill()
+	top.nats.stop()
+	if err := os.Rename(top.path("nats-data"), top.path("nats-data.away")); err != nil {
+		t.Fatal(err)
+	}
+	top.startNATS()
+	top.coffer = start(t, top.binary, "serve", "--config", top.path("etc/coffer/coffer.toml"))
+	select {
+	case <-top.coffer.done:
+	case <-time.After(time.Minute):
+		t.Fatal("coffer serves an emptied store")
+	}
+	if !strings.Contains(top.coffer.text(), journal.ErrIncarnation.Error()) {
+		t.Error("coffer does not say that the store is another one")
+	}
 }
 
 func event(id string, i int) journal.Event {
