@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/go-json-experiment/json"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cofferdb/coffer/kms"
 )
@@ -60,7 +59,7 @@ func (j *Journal) DeleteRecords(ctx context.Context, name string, sequences ...u
 		return fmt.Errorf("delete records of stream %s: %w", name, streamError(err))
 	}
 	for _, seq := range sequences {
-		if err := handle.SecureDeleteMsg(ctx, seq); err != nil && !noSuchMessage(err) && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		if err := handle.SecureDeleteMsg(ctx, seq); err != nil && !noSuchMessage(err) {
 			return fmt.Errorf("delete record %d of stream %s: %w", seq, name, streamError(err))
 		}
 	}

@@ -88,6 +88,10 @@ type Config struct {
 const (
 	defaultCommitTimeout  = 10 * time.Second
 	defaultAuditRetention = 400 * day
+
+	sweepTimeout = 30 * time.Second
+	sweepRetry   = 5 * time.Second
+	sweepEvery   = time.Hour
 )
 
 // A Journal appends to and reads from the streams of one region. Its methods
@@ -195,14 +199,15 @@ func (j *Journal) open(ctx context.Context) error {
 		return err
 	}
 	j.keyring = j.cfg.Keyring
+	keys := NewRows(j.js, KeyringBucket(j.region.ID), j.cfg.Sync)
 	if j.keyring == nil {
-		j.keyring, err = kms.NewKeyring(kms.Config{
-			Region: j.region.ID, Provider: j.cfg.KMS, Log: j.log, Now: j.now,
-			Rows: NewRows(j.js, KeyringBucket(j.region.ID), j.cfg.Sync),
-		})
+		j.keyring, err = kms.NewKeyring(kms.Config{Region: j.region.ID, Provider: j.cfg.KMS, Log: j.log, Now: j.now, Rows: keys})
 		if err != nil {
 			return err
 		}
+	}
+	for _, rows := range []*Rows{j.rows, keys} {
+		j.work.Go(func() { j.sweep(rows) })
 	}
 	j.auditor = newAuditor(j)
 	j.registry = newRegistry(j.region, j.cfg.Plans, j.rows, j.keyring, j.now)
@@ -216,6 +221,31 @@ func (j *Journal) open(ctx context.Context) error {
 		j.order = append(j.order, st.info)
 	}
 	return nil
+}
+
+// sweep finishes interrupted erasures: those that a killed process left, and
+// from then on those that failed.
+func (j *Journal) sweep(rows *Rows) {
+	for {
+		// A sweep that has begun is finished, also while the journal closes.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(j.ctx), sweepTimeout)
+		err := rows.Sweep(ctx)
+		cancel()
+		wait := sweepEvery
+		if err != nil {
+			j.log.Warn("replaced rows are not erased yet", "bucket", rows.stream, "error", err)
+			wait = sweepRetry
+		}
+		select {
+		case <-j.ctx.Done():
+			return
+		case <-time.After(wait):
+		case <-rows.left:
+			if !pause(j.ctx, sweepRetry) {
+				return
+			}
+		}
+	}
 }
 
 // Close ends the committers and readers and releases what Open made. Appends

@@ -107,6 +107,8 @@ func streamError(err error) error {
 		return nil
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return fmt.Errorf("%w: %w", ErrIncarnation, err)
+	case errors.Is(err, nats.ErrMaxPayload):
+		return fmt.Errorf("%w: %w", ErrTooLarge, err)
 	case errors.As(err, &api):
 		return (&apiError{Code: api.Code, ErrCode: int(api.ErrorCode), Description: api.Description}).classify()
 	}

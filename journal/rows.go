@@ -18,8 +18,6 @@ const (
 	codeWrongSequence       = 10071 // one replica
 	codeWrongSequenceRaft   = 10164 // replicated streams
 	codeSequenceInProgress  = 10163 // replicated streams: another write of the subject is under way
-	codeNoMessage           = 10037
-	codeSequenceNotFound    = 10043
 	expectedSubjectSequence = "Nats-Expected-Last-Subject-Sequence"
 	kvOperation             = "KV-Operation"
 	kvDelete                = "DEL"
@@ -225,9 +223,18 @@ func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
 	return nil
 }
 
+// noSuchMessage reports whether a deletion failed because another one was
+// faster.
 func noSuchMessage(err error) bool {
-	var api *jetstream.APIError
-	return errors.As(err, &api) && (api.ErrorCode == codeNoMessage || api.ErrorCode == codeSequenceNotFound)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return true
+	case errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful):
+		// Code 10057, whose description tells why. The client passes it on as
+		// text only.
+		return strings.Contains(err.Error(), "no message found")
+	}
+	return false
 }
 
 // handle returns the stream's handle, which costs a request the first time.

@@ -38,6 +38,9 @@ var (
 	ErrLost = errors.New("the stream store has lost messages")
 )
 
+// maxPayload has room for a keyring row of 1 MiB and its headers.
+const maxPayload = 1<<20 + 64<<10
+
 // Options say how a [Server] runs. Only StoreDir is required.
 type Options struct {
 	// StoreDir is the folder of the server's files; made when missing.
@@ -202,6 +205,7 @@ func (s *Server) run(ctx context.Context, syncAlways bool) (*server.Server, erro
 		StoreDir:               s.opts.StoreDir,
 		JetStreamMaxStore:      s.maxStore,
 		JetStreamMaxMemory:     256 << 20,
+		MaxPayload:             maxPayload,
 		SyncAlways:             syncAlways,
 		DisableJetStreamBanner: true,
 		NoSystemAccount:        true,

@@ -8,6 +8,7 @@ package journaltest
 import (
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -68,14 +69,18 @@ func StartCluster(tb testing.TB) *Cluster {
 	tb.Helper()
 	c := &Cluster{tb: tb}
 	names := [3]string{"n1", "n2", "n3"}
+	var ports [3]int
+	var routes []string
+	for i := range ports {
+		ports[i] = freePort(tb)
+		routes = append(routes, "nats://127.0.0.1:"+strconv.Itoa(ports[i]))
+	}
 	for i, name := range names {
 		opts := &server.Options{
 			ServerName: name, Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
-			JetStream: true, StoreDir: tb.TempDir(), JetStreamMaxStore: 8 << 30, JetStreamMaxMemory: 256 << 20, SyncAlways: true,
-			Cluster: server.ClusterOpts{Name: "coffer", Host: "127.0.0.1", Port: server.RANDOM_PORT},
-		}
-		if i > 0 {
-			opts.Routes = server.RoutesFromStr("nats://" + c.servers[0].ClusterAddr().String())
+			JetStream: true, StoreDir: tb.TempDir(), JetStreamMaxStore: 8 << 30, JetStreamMaxMemory: 256 << 20, SyncAlways: true, MaxPayload: 1<<20 + 64<<10,
+			Cluster: server.ClusterOpts{Name: "coffer", Host: "127.0.0.1", Port: ports[i]},
+			Routes:  server.RoutesFromStr(strings.Join(routes, ",")),
 		}
 		c.opts[i] = opts
 		c.servers[i] = c.start(i)
@@ -96,6 +101,18 @@ func StartCluster(tb testing.TB) *Cluster {
 	return c
 }
 
+// freePort returns a port that nobody listens on.
+func freePort(tb testing.TB) int {
+	tb.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port //nolint:errcheck,forcetypeassert // a TCP listener has no other
+}
+
 func (c *Cluster) start(i int) *server.Server {
 	c.tb.Helper()
 	s, err := server.NewServer(c.opts[i])
@@ -106,11 +123,10 @@ func (c *Cluster) start(i int) *server.Server {
 	if !s.ReadyForConnections(30 * time.Second) {
 		c.tb.Fatalf("server %s does not get ready", c.opts[i].ServerName)
 	}
-	// A restart comes back at the same addresses.
+	// A restart comes back at the same address.
 	if a, ok := s.Addr().(*net.TCPAddr); ok {
 		c.opts[i].Port = a.Port
 	}
-	c.opts[i].Cluster.Port = s.ClusterAddr().Port
 	return s
 }
 
