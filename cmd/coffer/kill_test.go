@@ -287,7 +287,7 @@ func TestInterruptedImport(t *testing.T) {
 		return code, sum.Imported, sum.Duplicates, errOut.String()
 	}
 	code, first, _, talk := run(true)
-	if code != 130 || !strings.Contains(talk, "Run the same command again to go on") {
+	if code != 130 || !strings.Contains(talk, "finishing what is under way") || !strings.Contains(talk, "Run the same command again to go on") {
 		t.Errorf("exit code %d, standard error %q", code, talk)
 	}
 	if first == 0 || first == messages {

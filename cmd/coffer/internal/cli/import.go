@@ -62,6 +62,10 @@ func (c *importAgoraCmd) Run(r *runner) error {
 	}
 	defer cl.Close()
 	progress := newProgress(r)
+	quit := context.AfterFunc(r.interrupt, func() {
+		_, _ = fmt.Fprintln(progress, "finishing what is under way; interrupt again to stop at once")
+	})
+	defer quit()
 	// The first interrupt lets the batches under way finish; a second one ends the
 	// process (see Main).
 	result, err := importer.Run(context.WithoutCancel(r.interrupt), cl, importer.Options{
