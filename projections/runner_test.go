@@ -357,8 +357,15 @@ func TestRunnerStopsAtBadRecord(t *testing.T) {
 
 func TestRebuild(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		src, store := newSource("s1", "s2"), &storetest.Memory{}
+		src := newSource("s1", "s2")
 		w, other := newWords("words", 'w'), newWords("other", 'o')
+		var rebuilding atomic.Bool
+		store := &storetest.Memory{Fail: func(call string) error {
+			if call == "update" && rebuilding.Load() && w.closed() == nil {
+				t.Error("the view is changed while readers are let in")
+			}
+			return nil
+		}}
 		r, stop := begin(t, src, store, w, other)
 		wait(t, r, appN(1), src.append("s1", appN(1), "a", "b"))
 		wait(t, r, appN(2), src.append("s2", appN(2), "x"))
@@ -366,6 +373,7 @@ func TestRebuild(t *testing.T) {
 		before := other.applied
 		src.set(func() { src.records["s1"][1].Record = []byte("slow") })
 		done := make(chan error)
+		rebuilding.Store(true)
 		go func() { done <- r.Rebuild(t.Context(), "words") }()
 		synctest.Wait()
 		if !errors.Is(w.closed(), projections.ErrRebuilding) || other.closed() != nil {
@@ -579,6 +587,33 @@ func TestWaitGivesUp(t *testing.T) {
 		}
 		group.Wait()
 		end(t, stop)
+	})
+}
+
+func TestWaitBeforeRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, store, w := newSource("s1"), &storetest.Memory{}, newWords("words", 'w')
+		r, stop := begin(t, src, store, w)
+		pos := src.append("s1", appN(1), "a")
+		wait(t, r, appN(1), pos)
+		end(t, stop)
+		r, err := projections.NewRunner(projections.RunnerConfig{Journal: src, Store: store, Projections: []projections.Projection{w}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- r.Wait(t.Context(), appN(1), pos) }()
+		synctest.Wait() // it waits: the runner does not know what the store has
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		if err := <-done; err != nil {
+			t.Errorf("Wait: %v", err)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
 	})
 }
 

@@ -59,6 +59,7 @@ func (t *tail) reset(cp Checkpoint, target uint64) {
 	t.checkpoint, t.target, t.caught = cp, target, 0
 	t.gone, t.opened = 0, false
 	t.state, t.err = Starting, nil
+	t.waiting.release(cp.Sequence) // who came before Run had read the store
 	t.mu.Unlock()
 	if f, ok := t.projection.(Follower); ok {
 		f.Advanced(t.stream.Name, cp.Sequence)
