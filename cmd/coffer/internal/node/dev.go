@@ -107,11 +107,8 @@ func Dev(ctx context.Context, o DevOptions) (*Process, error) {
 // devConfig makes what a configuration file would name, and the configuration.
 func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 	var cfg config.Config
-	// Their presence says that the regions are ready.
-	for _, name := range []string{"dev.env", "dev.json"} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return cfg, nil, fmt.Errorf("removing an old file: %w", err)
-		}
+	if err := removeDevFiles(dir); err != nil {
+		return cfg, nil, err
 	}
 	ca, err := openAuthority(dir, o.Now())
 	if err != nil {
@@ -150,6 +147,17 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 		})
 	}
 	return cfg, ca, nil
+}
+
+// removeDevFiles removes the files whose presence says that the regions are
+// ready: at a start those of a process that was killed, at the end its own.
+func removeDevFiles(dir string) error {
+	for _, name := range []string{"dev.env", "dev.json"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing an old file: %w", err)
+		}
+	}
+	return nil
 }
 
 // setUpDev makes or finds the account and the apps, and writes the files.

@@ -196,6 +196,9 @@ func (p *Process) Close(ctx context.Context) error {
 			})
 		}
 		group.Wait()
+		if p.EnvFile != "" {
+			errs = append(errs, removeDevFiles(p.Dir))
+		}
 		if p.lock != nil {
 			errs = append(errs, p.lock.Close())
 		}

@@ -132,6 +132,9 @@ func TestOneProcessOnly(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := os.Stat(p.EnvFile); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("dev.env is left behind, as if the regions were ready: %v", err)
+	}
 	startDev(t, dir)
 }
 
