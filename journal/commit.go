@@ -407,7 +407,10 @@ func (s *stream) health(ctx context.Context) error {
 	if s.j.cfg.Health == nil {
 		return nil
 	}
-	return s.j.cfg.Health(ctx)
+	if err := s.j.cfg.Health(ctx); err != nil && !errors.Is(err, syscall.EAGAIN) {
+		return err
+	}
+	return nil
 }
 
 // why turns a failure into what the callers get.

@@ -58,7 +58,8 @@ type Config struct {
 	Sync Syncer
 	// Health reports why the server takes no writes, and is asked when a commit
 	// is not answered: embedded.Server.Check. An error that wraps ENOSPC
-	// becomes [ErrFull]. Nil means that only time tells.
+	// becomes [ErrFull], one that wraps EAGAIN passes and is waited for. Nil
+	// means that only time tells.
 	Health func(context.Context) error
 	// Replicas is the number of servers that keep each stream; 0 means 1.
 	Replicas int

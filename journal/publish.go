@@ -93,7 +93,7 @@ func (e *apiError) classify() error {
 		return fmt.Errorf("%w: %w", ErrFull, text)
 	case 10059: // stream not found
 		return fmt.Errorf("%w: %w", ErrIncarnation, text)
-	case 10008, 10009, 10176, 10208, 10211: // no leader, no quorum, batch lost on the way, too many under way
+	case 10008, 10009, 10211: // no leader, no quorum, too many batches under way
 		return fmt.Errorf("%w: %w: %w", ErrUnavailable, errRetry, text)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, text)

@@ -89,7 +89,9 @@ func (r *reader) session(ctx context.Context) error {
 	if err := r.checkStream(ctx); err != nil {
 		return err
 	}
-	consumer, err := r.j.js.CreateConsumer(ctx, r.s.info.Name, jetstream.ConsumerConfig{
+	request, done := context.WithTimeout(ctx, requestTimeout)
+	defer done()
+	consumer, err := r.j.js.CreateConsumer(request, r.s.info.Name, jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: r.next,
 		AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1,
 		InactiveThreshold: time.Minute, MaxDeliver: 1,
@@ -140,6 +142,8 @@ func (r *reader) session(ctx context.Context) error {
 
 // checkStream holds the stream against the registry and the reader's place.
 func (r *reader) checkStream(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
 	handle, err := r.j.js.Stream(ctx, r.s.info.Name)
 	if err != nil {
 		return streamError(err)
@@ -201,6 +205,8 @@ func (r *reader) flush(ctx context.Context, next uint64) error {
 
 // gap reports an unexplained absence of the sequences from want to got-1.
 func (r *reader) gap(ctx context.Context, want, got uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*requestTimeout)
+	defer cancel()
 	if got < want {
 		return unavailable(fmt.Errorf("sequence %d again, expected %d", got, want))
 	}

@@ -5,9 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
+
+// requestTimeout is how long one answer is waited for: a request that went down
+// with its connection is never answered, and there must be time for another.
+const requestTimeout = time.Second
 
 // resolve looks into the stream for entries of which it is not known whether
 // they were stored, behind what is known of it. Each gets its sequence, or is
@@ -18,7 +23,9 @@ import (
 // store it afterwards. An event can then be in the stream twice; views drop the
 // second one.
 func (s *stream) resolve(ctx context.Context, open []*entry) error {
-	handle, err := s.j.js.Stream(ctx, s.info.Name)
+	request, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	handle, err := s.j.js.Stream(request, s.info.Name)
 	if err != nil {
 		return streamError(err)
 	}
@@ -35,7 +42,9 @@ func (s *stream) resolve(ctx context.Context, open []*entry) error {
 		wanted[string(head(e.record))] = append(wanted[string(head(e.record))], e)
 	}
 	for seq := s.last + 1; seq <= last; seq++ {
-		msg, err := handle.GetMsg(ctx, seq)
+		request, cancel := context.WithTimeout(ctx, requestTimeout)
+		msg, err := handle.GetMsg(request, seq)
+		cancel()
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}

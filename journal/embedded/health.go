@@ -60,7 +60,7 @@ func skipVanished(err error) error {
 }
 
 // Check reports whether the server can take writes: [ErrFrozen] when a stream
-// stopped after a write error or JetStream is off, [ErrLost] when the server has
+// stopped after a write error or JetStream is off, [ErrRestarting], [ErrLost] when the server has
 // noticed, while reading its files, that messages are missing. (It does not
 // notice all: a last block that was cut is just a shorter stream. Readers hold
 // sequences against what they have seen.) It looks at every stream; ask every
@@ -69,8 +69,13 @@ func (s *Server) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("check the embedded NATS server: %w", err)
 	}
-	srv := s.current()
-	if !srv.Running() || !srv.JetStreamEnabled() {
+	s.mu.RLock()
+	srv, stopped := s.srv, s.stopped
+	s.mu.RUnlock()
+	switch {
+	case stopped:
+		return ErrRestarting
+	case !srv.Running() || !srv.JetStreamEnabled():
 		return fmt.Errorf("check the embedded NATS server: %w: JetStream is off", ErrFrozen)
 	}
 	if err := frozen(srv); err != nil {

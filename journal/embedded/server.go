@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -32,6 +33,10 @@ var (
 	// error tells (ENOSPC, EIO). What was acknowledged is kept. When the disk
 	// was full, the server restarts itself once there is room again.
 	ErrFrozen = errors.New("the stream store is frozen by a write error")
+
+	// ErrRestarting means that the server is being restarted. It wraps EAGAIN:
+	// ask again shortly.
+	ErrRestarting = fmt.Errorf("the stream store is restarting: %w", syscall.EAGAIN)
 
 	// ErrLost means that the server found messages missing or damaged in its
 	// files. Do not go on writing; run the verification and restore.
@@ -80,6 +85,7 @@ type Server struct {
 	fallback string
 	lostErr  error
 	closed   bool
+	stopped  bool // between the old server and the new one of a restart
 
 	// restart serialises Restart and Close.
 	restart sync.Mutex
@@ -300,7 +306,9 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 		nats.ReconnectJitter(time.Millisecond, time.Millisecond),
 		nats.ReconnectBufSize(-1),
 		nats.SkipSubjectValidation(),
-		nats.SyncQueueLen(1 << 18),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.log.Debug("connection inside the process", "error", err)
+		}),
 	}, opts...)
 	nc, err := nats.Connect("", all...)
 	if err != nil {
@@ -320,17 +328,21 @@ func (s *Server) Restart(ctx context.Context) error {
 	if closed {
 		return errors.New("embedded NATS: restart: closed")
 	}
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
 	halt(srv)
 	next, err := s.run(ctx, syncer == nil)
-	if err != nil {
-		return err
-	}
 	if syncer != nil {
 		syncer.reset()
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = false
+	if err != nil {
+		return err
+	}
 	s.srv = next
-	s.mu.Unlock()
 	return nil
 }
 
