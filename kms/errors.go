@@ -75,6 +75,9 @@ var (
 	// ErrKeyringCorrupt: a row of the keyring does not decode, or a key in it
 	// fails authentication. Restore the row from a backup of the keyring.
 	ErrKeyringCorrupt = errors.New("kms: keyring row corrupt")
+	// ErrLastWrap: without this wrap the app key could not be unwrapped. Add
+	// another and see it verified first.
+	ErrLastWrap = errors.New("kms: the only working wrap of an app key")
 	// ErrClosed: the keyring was closed. Do not use it any more.
 	ErrClosed = errors.New("kms: keyring closed")
 )
