@@ -5,15 +5,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cofferdb/coffer/journal"
 )
 
-const appendCompared = "ours: journal.Append of one event a call, from Go, with the caller's id: checked, sealed with its sender's key (%d senders), " +
+const appendCompared = "ours: journal.Append of one event a call, as the HTTP handler has it after journal.ParseEvent, with the caller's id: ids, time and plan checked, " +
+	"sealed with its sender's key (%d senders), " +
 	"checked for being a repetition, stored as a record of %d bytes, synced, acknowledged with its position; no view follows. " +
 	"raw: random payloads of the same size and on the same subjects, handed to one committer that publishes what has arrived and syncs it before it answers (%s). " +
 	"Both on an embedded server with one replica on the same disk, every writer waiting for its own acknowledgement."
+
+// appendBits is in how many bits a round is measured.
+const appendBits = 4
 
 // Append measures appends that are synced before they are acknowledged.
 func Append(ctx context.Context, o Options) (Report, error) {
@@ -59,7 +66,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 	ours := &side{name: "ours", round: func(ctx context.Context) (sample, error) {
 		// Ids of their own for each round.
 		round := int(serial.Add(1))
-		return drive(ctx, o.Duration, writers, func(ctx context.Context, w, n int) error {
+		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
 			e := base
 			e.ID = eventID(w, round*100_000_000+n)
 			e.Sender, e.Conversation = senderID(w+n), conversationID(w+n)
@@ -70,10 +77,27 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 			return results[0].Err
 		})
 	}}
-	raw := &side{name: "raw", round: func(ctx context.Context) (sample, error) {
-		return drive(ctx, o.Duration, writers, bare.append)
+	parsed := &side{name: "ours, and journal.ParseEvent of its JSON before", round: func(ctx context.Context) (sample, error) {
+		round := int(serial.Add(1))
+		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
+			e := base
+			e.ID, e.Time = eventID(w, round*100_000_000+n), time.Now()
+			e.Sender, e.Conversation = senderID(w+n), conversationID(w+n)
+			e, err := journal.ParseEvent(e.AppendJSON(make([]byte, 0, 2*o.Size), r.app.ID), r.app.ID, journal.Limits{})
+			if err != nil {
+				return err
+			}
+			results, err := r.journal.Append(ctx, r.app.ID, e)
+			if err != nil {
+				return err
+			}
+			return results[0].Err
+		})
 	}}
-	sides := []*side{ours, raw}
+	raw := &side{name: "raw", round: func(ctx context.Context) (sample, error) {
+		return drive(ctx, o.Duration/appendBits, writers, bare.append)
+	}}
+	sides := []*side{ours, raw, parsed}
 
 	var single, grouped *side
 	if writers == 64 {
@@ -83,7 +107,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 		}
 		defer func() { err = joinClose(err, each.close) }()
 		single = &side{name: "one publish per event, the server syncs each (sync always)", round: func(ctx context.Context) (sample, error) {
-			return drive(ctx, o.Duration, writers, each.publishOne)
+			return drive(ctx, o.Duration/appendBits, writers, each.publishOne)
 		}}
 		sides = append(sides, single)
 	}
@@ -99,24 +123,18 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 		}
 		defer func() { err = joinClose(err, committer.close) }()
 		grouped = &side{name: pg.version + ", group commit by one committer (multi-row INSERT, fsync on)", round: func(ctx context.Context) (sample, error) {
-			return drive(ctx, o.Duration, writers, committer.append)
+			return drive(ctx, o.Duration/appendBits, writers, committer.append)
 		}}
 		sides = append(sides, grouped)
 	}
 
-	// What is only slow the first time is not measured.
-	warm := o
-	warm.Rounds, warm.Duration = 1, o.Duration/4
-	if err := alternate(ctx, warm, sides...); err != nil {
+	if err := warmUp(ctx, o, sides...); err != nil {
 		return c, "", err
 	}
-	for _, s := range sides {
-		s.rates, s.latencies = nil, nil
-	}
-	if err := alternate(ctx, o, sides...); err != nil {
+	if err := alternate(ctx, o, appendBits, sides...); err != nil {
 		return c, "", err
 	}
-	c = compare(fmt.Sprintf("%d writers", writers), "events/s", ours, raw, single, grouped)
+	c = compare(plural(writers, "writer"), "events/s", ours, raw, parsed, single, grouped)
 	if skipped != "" {
 		c.Beside = append(c.Beside, Beside{Name: "Postgres", Skipped: skipped})
 	}
@@ -165,6 +183,13 @@ func drive(ctx context.Context, d time.Duration, writers int, appendOne func(ctx
 		out.latencies = append(out.latencies, latencies...)
 	}
 	return out, nil
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return strconv.Itoa(n) + " " + noun + "s"
 }
 
 // fileExists reports whether there is a file or folder.

@@ -107,15 +107,10 @@ func historyCase(ctx context.Context, o Options, dir string) (c Case, err error)
 		fromShort = &side{name: fmt.Sprintf("%s, %d messages", pg.version, len(shortTalk.positions)), round: queriesOf(shortTalk)}
 		sides = append(sides, fromLong, fromShort)
 	}
-	warm := o
-	warm.Rounds = 1
-	if err := alternate(ctx, warm, sides...); err != nil {
+	if err := warmUp(ctx, o, sides...); err != nil {
 		return c, err
 	}
-	for _, s := range sides {
-		s.rates, s.latencies = nil, nil
-	}
-	if err := alternate(ctx, o, sides...); err != nil {
+	if err := alternate(ctx, o, 1, sides...); err != nil {
 		return c, err
 	}
 	name := fmt.Sprintf("page of %d, %d messages beside %d", pageSize, len(longTalk.positions), len(shortTalk.positions))

@@ -92,15 +92,10 @@ func replayCase(ctx context.Context, o Options, r *rig) (c Case, err error) {
 		}}
 		sides = append(sides, selected)
 	}
-	warm := o
-	warm.Rounds = 1
-	if err := alternate(ctx, warm, sides...); err != nil {
+	if err := warmUp(ctx, o, sides...); err != nil {
 		return c, err
 	}
-	for _, s := range sides {
-		s.rates = nil
-	}
-	if err := alternate(ctx, o, sides...); err != nil {
+	if err := alternate(ctx, o, 1, sides...); err != nil {
 		return c, err
 	}
 	c = compare(fmt.Sprintf("%d events", o.Events), "events/s", ours, raw, selected)

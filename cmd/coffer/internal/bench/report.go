@@ -149,33 +149,57 @@ type side struct {
 	latencies []time.Duration
 }
 
-// sample is the result of one round.
+// sample is the result of one round, or of a bit of it.
 type sample struct {
 	count     int
 	elapsed   time.Duration
 	latencies []time.Duration // may be empty
 }
 
-// alternate measures the sides in turn. Every other round goes through them in
-// the opposite order, so that none always follows the same one.
-func alternate(ctx context.Context, o Options, sides ...*side) error {
+// alternate measures the sides in turn, and in each round several times a bit of
+// each: a neighbour's load that comes and goes within a round then falls on all.
+// Every other time it goes through them in the opposite order, so that none
+// always follows the same one.
+func alternate(ctx context.Context, o Options, bits int, sides ...*side) error {
 	order := slices.Clone(sides)
 	for round := range o.Rounds {
-		for _, s := range order {
-			runtime.GC()
-			got, err := s.round(ctx)
-			if err != nil {
-				return fmt.Errorf("%s, round %d: %w", s.name, round+1, err)
+		sums := make(map[*side]sample, len(sides))
+		for range bits {
+			for _, s := range order {
+				runtime.GC()
+				got, err := s.round(ctx)
+				if err != nil {
+					return fmt.Errorf("%s, round %d: %w", s.name, round+1, err)
+				}
+				sum := sums[s]
+				sum.count += got.count
+				sum.elapsed += got.elapsed
+				sums[s] = sum
+				s.latencies = append(s.latencies, got.latencies...)
 			}
-			rate := float64(got.count) / got.elapsed.Seconds()
+			slices.Reverse(order)
+		}
+		for _, s := range sides {
+			rate := float64(sums[s].count) / sums[s].elapsed.Seconds()
 			s.rates = append(s.rates, rate)
-			s.latencies = append(s.latencies, got.latencies...)
 			o.Log.InfoContext(ctx, "measured", "side", s.name, "round", round+1, "rate", math.Round(rate))
 		}
-		slices.Reverse(order)
 	}
 	for _, s := range sides {
 		slices.Sort(s.latencies)
+	}
+	return nil
+}
+
+// warmUp goes through the sides once: what is only slow the first time is not
+// measured.
+func warmUp(ctx context.Context, o Options, sides ...*side) error {
+	o.Rounds = 1
+	if err := alternate(ctx, o, 1, sides...); err != nil {
+		return err
+	}
+	for _, s := range sides {
+		s.rates, s.latencies = nil, nil
 	}
 	return nil
 }
