@@ -312,7 +312,7 @@ func (k *Keyring) background(f func(context.Context)) {
 // ctx ends the wait of its caller only.
 func share[T any](ctx context.Context, k *Keyring, key string, f func(context.Context) (T, error)) (T, error) {
 	var none T
-	ch := k.flights.DoChan(key, func() (any, error) {
+	ch := k.flights.DoChan(key, func() (any, error) { //nolint:contextcheck // shared with callers whose contexts end later
 		if !k.begin() {
 			return none, ErrClosed
 		}

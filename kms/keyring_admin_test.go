@@ -459,6 +459,8 @@ func TestReplaceAppKeyUnnoticed(t *testing.T) {
 		for i := range 40 {
 			envelopes = append(envelopes, seal(t, late, day(i%3), subject(200+i), "x"))
 		}
+		replace()
+		envelopes = append(envelopes, seal(t, late, day(7), subject(100), "x")) // of a subject in memory
 		fresh := w.process(t)
 		for _, env := range envelopes {
 			wantOpen(t, fresh, env, "x")

@@ -72,7 +72,7 @@ func (k *Keyring) app(ctx context.Context, app string) (*appKeys, error) {
 			k.refuse(app, err)
 			return nil, err
 		}
-		if !k.admit(a) {
+		if !k.admit(a) { //nolint:contextcheck // revalidation outlives the load
 			a.close()
 			return nil, ErrClosed
 		}

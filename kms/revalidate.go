@@ -57,7 +57,7 @@ func (a *appKeys) revalidate(ctx context.Context) {
 		if recovered {
 			k.cfg.Log.InfoContext(ctx, "app keys revalidated again", slog.String("app", a.name))
 		}
-		a.schedule(k.softLife())
+		a.schedule(k.softLife()) //nolint:contextcheck // the next one has a context of its own
 	case errors.Is(err, errStale):
 		k.evict(a)
 	case bridged(err) && !errors.Is(err, ErrAppUnknown) && !errors.Is(err, ErrAppDestroyed) && !errors.Is(err, ErrKeyringCorrupt):
@@ -100,5 +100,5 @@ func (a *appKeys) degrade(ctx context.Context, err error) {
 	a.mu.Unlock()
 	a.ring.cfg.Log.WarnContext(ctx, "app keys not revalidated, still in use",
 		slog.String("app", a.name), slog.Any("error", err), slog.Duration("left", left))
-	a.schedule(max(0, min(jitter(wait, 0.5), left)))
+	a.schedule(max(0, min(jitter(wait, 0.5), left))) //nolint:contextcheck // as above
 }

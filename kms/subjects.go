@@ -207,7 +207,7 @@ func (a *appKeys) ensureSubjects(ctx context.Context, subjects []Tag) error {
 			return ErrClosed
 		}
 		a.creator.running = true
-		go a.create()
+		go a.create() //nolint:contextcheck // shared with callers whose contexts end later
 	}
 	a.creator.waiting = append(a.creator.waiting, c)
 	a.creator.mu.Unlock()

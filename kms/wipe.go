@@ -35,8 +35,8 @@ func pointerFree(t reflect.Type) bool {
 	case k == reflect.Array:
 		return pointerFree(t.Elem())
 	case k == reflect.Struct:
-		for i := range t.NumField() {
-			if !pointerFree(t.Field(i).Type) {
+		for f := range t.Fields() {
+			if !pointerFree(f.Type) {
 				return false
 			}
 		}
