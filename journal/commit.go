@@ -314,9 +314,16 @@ func (s *stream) store(ctx context.Context, batch []*entry, err error) {
 		if todo = missing(open); len(todo) == 0 {
 			break
 		}
-		if ctx.Err() != nil {
+		cause := ctx.Err()
+		if cause == nil {
+			if cause = s.health(ctx); cause != nil {
+				s.failing = true
+			}
+		}
+		if cause != nil {
+			// These are known not to be stored.
 			for _, e := range todo {
-				e.err = s.why(ctx.Err())
+				e.err = s.why(cause)
 			}
 			break
 		}
