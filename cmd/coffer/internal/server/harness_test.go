@@ -87,7 +87,7 @@ func (s *site) start() {
 	s.t.Helper()
 	process, err := node.Dev(context.Background(), s.options)
 	if err != nil {
-		s.t.Fatalf("starting: %v", err)
+		s.t.Fatalf("starting: %v\n%s", err, s.log)
 	}
 	s.process = process
 	text, err := os.ReadFile(process.File)
