@@ -95,6 +95,7 @@ type Keyring struct {
 	apps      map[string]*appKeys
 	negative  map[string]failure
 	providers []*knownProvider
+	primary   Provider // wraps the keys of new apps
 
 	dirty *nameSet // rows that changed, for the goroutine that follows them
 }
@@ -141,7 +142,7 @@ func NewKeyring(cfg Config) (*Keyring, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	k := &Keyring{
 		cfg: cfg, pageLimit: pageLimit, calls: make(chan struct{}, parallelCalls), ctx: ctx, stop: stop,
-		apps: map[string]*appKeys{}, negative: map[string]failure{}, dirty: newNameSet(),
+		apps: map[string]*appKeys{}, negative: map[string]failure{}, primary: cfg.Provider, dirty: newNameSet(),
 	}
 	for _, p := range append([]Provider{cfg.Provider}, cfg.Others...) {
 		k.providers = append(k.providers, &knownProvider{Provider: p})
@@ -151,11 +152,14 @@ func NewKeyring(cfg Config) (*Keyring, error) {
 	return k, nil
 }
 
-// CreateApp makes the keys of an app under Config.Provider, and returns when its
-// row is durable. It does nothing when the app exists; ErrAppDestroyed when its
-// keys were destroyed.
+// CreateApp makes the keys of an app under Config.Provider, or what SetPrimary
+// put in its place, and returns when its row is durable. It does nothing when the
+// app exists; ErrAppDestroyed when its keys were destroyed.
 func (k *Keyring) CreateApp(ctx context.Context, app string) error {
-	return k.createApp(ctx, app, k.cfg.Provider)
+	k.mu.RLock()
+	primary := k.primary
+	k.mu.RUnlock()
+	return k.createApp(ctx, app, primary)
 }
 
 // Sealer returns the data key for sealing an event of the subject in the epoch,

@@ -88,3 +88,17 @@ func (k *Keyring) AddProvider(ctx context.Context, p Provider) (Identity, error)
 	k.providers = append(k.providers, known)
 	return id, nil
 }
+
+// SetPrimary makes the provider of an identity the one that wraps the keys of
+// apps created from now on, in this process. It is not kept: whoever moves a
+// region tells every process, and again after a start.
+func (k *Keyring) SetPrimary(ctx context.Context, id Identity) error {
+	p, err := k.provider(ctx, id)
+	if err != nil {
+		return fmt.Errorf("set primary provider: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.primary = p
+	return nil
+}
