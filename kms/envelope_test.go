@@ -105,6 +105,9 @@ func TestEnvelopeSwapped(t *testing.T) {
 }
 
 func TestEnvelopeAllocations(t *testing.T) {
+	if RaceDetector {
+		t.Skip("skipped: the race detector allocates; run the test without -race")
+	}
 	k := testDataKey(t, "eu", "app", 7, Tag{9})
 	aad, plaintext := make([]byte, 200), make([]byte, 1024)
 	dst := make([]byte, 0, len(plaintext)+Overhead)

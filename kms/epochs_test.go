@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -217,12 +218,11 @@ func TestDestroyedDuringDerivation(t *testing.T) {
 		b.DropPages(app)
 		return b.Status().DataKeys == 1
 	})
-	done := false
+	var done atomic.Bool
 	w.rows.Hook(func(op, name string) {
-		if done || op != "load" || !strings.HasPrefix(name, "sub.") {
+		if op != "load" || !strings.HasPrefix(name, "sub.") || done.Swap(true) {
 			return
 		}
-		done = true
 		if _, err := a.DestroyEpochs(t.Context(), app, day(0).Expires); err != nil {
 			t.Error(err)
 		}
@@ -234,7 +234,7 @@ func TestDestroyedDuringDerivation(t *testing.T) {
 	if got, err := open(t.Context(), b, env); !errors.Is(err, kms.ErrEpochDestroyed) {
 		t.Errorf("opened %q, %v", got, err)
 	}
-	if !done {
+	if !done.Load() {
 		t.Error("the page was not loaded")
 	}
 }

@@ -373,20 +373,17 @@ func TestReplaceAppKeyResumed(t *testing.T) {
 			for i := range 15 {
 				envelopes = append(envelopes, seal(t, k, day(i%2), subject(i), "x"))
 			}
-			n := 0
+			var n atomic.Int64
 			w.rows.Hook(func(op, _ string) {
-				if op == "create" || op == "update" {
-					if n == at {
-						w.rows.FailNext(1, errors.New("away"), lost)
-					}
-					n++
+				if (op == "create" || op == "update") && n.Add(1) == int64(at)+1 {
+					w.rows.FailNext(1, errors.New("away"), lost)
 				}
 			})
 			_, err := k.ReplaceAppKey(t.Context(), app)
 			w.rows.Hook(nil)
-			if n <= at {
+			if n.Load() <= int64(at) {
 				if err != nil || at < 5 {
-					t.Fatalf("%d writes, %v", n, err)
+					t.Fatalf("%d writes, %v", n.Load(), err)
 				}
 				break
 			}

@@ -230,6 +230,9 @@ func TestClosed(t *testing.T) {
 }
 
 func TestHotPathAllocations(t *testing.T) {
+	if kms.RaceDetector {
+		t.Skip("skipped: the race detector allocates; run the test without -race")
+	}
 	w := newWorld(t)
 	k := w.process(t)
 	w.create(t, k)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -244,15 +245,15 @@ func TestEraseDuringSplit(t *testing.T) {
 				t.Fatal(err)
 			}
 			crash := errors.New("crashed")
-			n, hit := 0, false
+			var n atomic.Int64
+			var hit atomic.Bool
 			w.rows.Hook(func(op, name string) {
-				if op != "create" && op != "update" || hit || !strings.HasPrefix(name, "sub.") {
+				if op != "create" && op != "update" || hit.Load() || !strings.HasPrefix(name, "sub.") {
 					return
 				}
-				if n++; n <= stop {
+				if n.Add(1) <= int64(stop) || hit.Swap(true) {
 					return
 				}
-				hit = true
 				if err := eraser.EraseSubject(t.Context(), app, erased); err != nil {
 					t.Error(err)
 				}
@@ -261,14 +262,14 @@ func TestEraseDuringSplit(t *testing.T) {
 				}
 			})
 			_, err := k.Sealer(t.Context(), app, day(0), tags[10])
-			if !goesOn && hit && !errors.Is(err, crash) {
+			if !goesOn && hit.Load() && !errors.Is(err, crash) {
 				t.Fatalf("stop %d: %v", stop, err)
 			}
 			if goesOn && err != nil {
 				t.Fatalf("stop %d: %v", stop, err)
 			}
 			w.rows.Hook(nil)
-			if !hit { // the split has fewer writes
+			if !hit.Load() { // the split has fewer writes
 				if stop < 5 {
 					t.Fatalf("the split was %d writes", stop)
 				}
@@ -302,18 +303,15 @@ func TestEraseRepeated(t *testing.T) {
 			w.create(t, k)
 			env := seal(t, k, day(0), subject(0), "gone")
 			key := wrappedOf(t, w, subject(0))
-			n := 0
+			var n atomic.Int64
 			away := errors.New("away")
 			w.rows.Hook(func(op, _ string) {
-				if op == "create" || op == "update" {
-					if n == at {
-						w.rows.FailNext(1, away, lost)
-					}
-					n++
+				if (op == "create" || op == "update") && n.Add(1) == int64(at)+1 {
+					w.rows.FailNext(1, away, lost)
 				}
 			})
 			err := k.EraseSubject(t.Context(), app, subject(0))
-			if n > at && !errors.Is(err, away) {
+			if n.Load() > int64(at) && !errors.Is(err, away) {
 				t.Fatalf("write %d: %v", at, err)
 			}
 			w.rows.Hook(nil)
@@ -403,15 +401,15 @@ func TestLateSplit(t *testing.T) {
 		late.SetPageLimit(1300)
 		early.SetPageLimit(1450)
 		var envelopes [][]byte
-		n, hit := 0, false
+		var n atomic.Int64
+		var hit atomic.Bool
 		w.rows.Hook(func(op, name string) {
-			if hit || op != "load" && op != "create" || name == "app."+app || name == "sub."+app+"._" {
+			if hit.Load() || op != "load" && op != "create" || name == "app."+app || name == "sub."+app+"._" {
 				return
 			}
-			if n++; n <= stop {
+			if n.Add(1) <= int64(stop) || hit.Swap(true) {
 				return
 			}
-			hit = true
 			for i, s := range tags[9:] { // the first fits, the second splits the page
 				envelopes = append(envelopes, seal(t, early, day(0), s, fmt.Sprint(i)))
 			}
@@ -421,7 +419,7 @@ func TestLateSplit(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.rows.Hook(nil)
-		if !hit || !w.rows.Contains([]byte(`"split":true`)) {
+		if !hit.Load() || !w.rows.Contains([]byte(`"split":true`)) {
 			t.Fatal("it was not overtaken")
 		}
 		fresh := w.process(t)
