@@ -18,9 +18,14 @@ import (
 const (
 	pageSize = 50
 
-	historyCompared = "ours: a page of 50 messages, each opened, from a random place of a conversation of %d messages in the history view. " +
+	// places is at how many places of a conversation pages are read. It is the
+	// same for both, so that caches hold as much of the one as of the other.
+	places = 20
+
+	historyCompared = "ours: a page of 50 messages, each opened, from one of %d places all over a conversation of %d messages in the history view. " +
 		"raw: the same from a conversation of %d messages: a ratio of 1 means that length costs nothing. " +
 		"Records of %d bytes, the messages of both conversations mixed among each other, %d pages a round. " +
+		"Anywhere: from any place of the long conversation, whose records may not fit into the view's cache. " +
 		"Postgres: the same records and places, by primary key (app, conversation, position), opened."
 )
 
@@ -45,7 +50,7 @@ func History(ctx context.Context, o Options) (rep Report, err error) {
 	if err != nil {
 		return rep, fmt.Errorf("measure history: %w", err)
 	}
-	compared := fmt.Sprintf(historyCompared, o.Long, o.Short, o.Size, o.Pages)
+	compared := fmt.Sprintf(historyCompared, places, o.Long, o.Short, o.Size, o.Pages)
 	return report("history", "pages/s", compared, o.Rounds, []Case{c}), nil
 }
 
@@ -79,12 +84,13 @@ func historyCase(ctx context.Context, o Options, dir string) (c Case, err error)
 		return c, err
 	}
 
-	pagesOf := func(t talk) func(context.Context) (sample, error) {
-		return func(ctx context.Context) (sample, error) { return r.pages(ctx, o.Pages, t) }
+	pagesOf := func(t talk, from []journal.Position) func(context.Context) (sample, error) {
+		return func(ctx context.Context) (sample, error) { return r.pages(ctx, o.Pages, t, from) }
 	}
-	ours := &side{name: "ours", round: pagesOf(longTalk)}
-	raw := &side{name: "raw", round: pagesOf(shortTalk)}
-	sides := []*side{ours, raw}
+	ours := &side{name: "ours", round: pagesOf(longTalk, longTalk.places())}
+	raw := &side{name: "raw", round: pagesOf(shortTalk, shortTalk.places())}
+	anywhere := &side{name: "ours, anywhere in the long conversation", round: pagesOf(longTalk, longTalk.positions[pageSize:])}
+	sides := []*side{ours, raw, anywhere}
 	var fromLong, fromShort *side
 	pg, skipped, err := startPostgres(ctx, o)
 	if err != nil {
@@ -114,7 +120,7 @@ func historyCase(ctx context.Context, o Options, dir string) (c Case, err error)
 		return c, err
 	}
 	name := fmt.Sprintf("page of %d, %d messages beside %d", pageSize, len(longTalk.positions), len(shortTalk.positions))
-	c = compare(name, "pages/s", ours, raw, fromLong, fromShort)
+	c = compare(name, "pages/s", ours, raw, anywhere, fromLong, fromShort)
 	if skipped != "" {
 		c.Beside = append(c.Beside, Beside{Name: "Postgres", Skipped: skipped})
 	}
@@ -135,9 +141,13 @@ func (r *rig) talk(ctx context.Context, id string) (talk, error) {
 	return t, err
 }
 
-// place is a random place with a whole page before it.
-func (t talk) place(random *rand.Rand) journal.Position {
-	return t.positions[pageSize+random.IntN(len(t.positions)-pageSize)]
+// places are spread evenly, each with a whole page before it.
+func (t talk) places() []journal.Position {
+	out := make([]journal.Position, places)
+	for i := range out {
+		out[i] = t.positions[pageSize+i*(len(t.positions)-pageSize-1)/(places-1)]
+	}
+	return out
 }
 
 var errPage = errors.New("a page is not full")
@@ -146,14 +156,14 @@ var errPage = errors.New("a page is not full")
 // same places.
 func newRandom() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) } //nolint:gosec // places to read, not secrets
 
-func (r *rig) pages(ctx context.Context, n int, t talk) (sample, error) {
+func (r *rig) pages(ctx context.Context, n int, t talk, from []journal.Position) (sample, error) {
 	random := newRandom()
 	out := sample{count: n, latencies: make([]time.Duration, 0, n)}
 	plain := make([]byte, 0, 8<<10)
 	begin := time.Now()
 	for range n {
 		start := time.Now()
-		page, err := r.view.Messages(ctx, r.app.ID, t.tag, history.PageQuery{Before: t.place(random), Limit: pageSize})
+		page, err := r.view.Messages(ctx, r.app.ID, t.tag, history.PageQuery{Before: from[random.IntN(len(from))], Limit: pageSize})
 		if err != nil {
 			return out, err
 		}
@@ -172,13 +182,13 @@ func (r *rig) pages(ctx context.Context, n int, t talk) (sample, error) {
 }
 
 func (r *rig) queries(ctx context.Context, conn *pgx.Conn, n int, t talk) (sample, error) {
-	random := newRandom()
+	random, from := newRandom(), t.places()
 	out := sample{count: n, latencies: make([]time.Duration, 0, n)}
 	const query = "SELECT record FROM messages WHERE app = $1 AND conversation = $2 AND position < $3 ORDER BY position DESC LIMIT 50"
 	begin := time.Now()
 	for range n {
 		start := time.Now()
-		count, err := r.openRows(ctx, conn, query, r.app.ID[:], t.tag[:], int64(t.place(random)))
+		count, err := r.openRows(ctx, conn, query, r.app.ID[:], t.tag[:], int64(from[random.IntN(len(from))]))
 		if err != nil {
 			return out, err
 		}
