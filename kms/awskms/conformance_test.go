@@ -214,12 +214,13 @@ func strict(behind http.Handler) http.Handler {
 			return
 		}
 		var in struct {
-			KeyId, SourceKeyId string //nolint:revive // KMS's names
-			CiphertextBlob     []byte
+			Key    string `json:"KeyId"`
+			Source string `json:"SourceKeyId"`
+			Blob   []byte `json:"CiphertextBlob"`
 		}
 		_ = json.Unmarshal(body, &in)
-		_, id, _ := strings.Cut(in.KeyId+in.SourceKeyId, "/")
-		if in.CiphertextBlob != nil && !bytes.Contains(in.CiphertextBlob, []byte(id)) {
+		_, id, _ := strings.Cut(in.Key+in.Source, "/")
+		if in.Blob != nil && !bytes.Contains(in.Blob, []byte(id)) {
 			answering(400, "IncorrectKeyException")(w, r)
 			return
 		}

@@ -15,18 +15,22 @@ import (
 	"github.com/cofferdb/coffer/kms/internal/bounded"
 )
 
-// classify turns what the SDK returned into a class and words of our own. The
-// second result says whether KMS complained about the state of the key, which
-// only DescribeKey tells in full.
-func classify(err error) (class error, detail string, state bool) {
+// verdict is a class of the closed set, and words of our own.
+type verdict struct {
+	class  error
+	detail string
+	state  bool // KMS complained about a state of the key, which DescribeKey tells
+}
+
+// classify judges what the SDK returned.
+func classify(err error) verdict {
 	status := 0
 	if answer, ok := errors.AsType[*awshttp.ResponseError](err); ok {
 		status = answer.HTTPStatusCode()
 	}
 	api, ok := errors.AsType[smithy.APIError](err)
 	if !ok {
-		class, detail := classifyTransport(err, status)
-		return class, detail, false
+		return classifyTransport(err, status)
 	}
 	// Typed and generic errors alike have a code; throttling and denials come as
 	// generic ones. A prefix such as com.amazonaws.kms# is the protocol's.
@@ -34,26 +38,26 @@ func classify(err error) (class error, detail string, state bool) {
 	if i := strings.LastIndexByte(code, '#'); i >= 0 {
 		code = code[i+1:]
 	}
-	detail = codeName(code)
+	detail := codeName(code)
 	if class := classOf(code); class != nil {
-		return class, detail, false
+		return verdict{class: class, detail: detail}
 	}
 	if code == "KMSInvalidStateException" {
 		// The documented text for the state that matters most; others are asked for.
 		if strings.Contains(api.ErrorMessage(), "pending deletion") {
-			return kms.ErrPendingDeletion, detail, false
+			return verdict{class: kms.ErrPendingDeletion, detail: detail}
 		}
-		return kms.ErrDisabled, detail, true
+		return verdict{class: kms.ErrDisabled, detail: detail, state: true}
 	}
 	switch {
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable && strings.Contains(code, "Throttl"):
-		return kms.ErrThrottled, detail, false
+		return verdict{class: kms.ErrThrottled, detail: detail}
 	case status == http.StatusForbidden:
-		return kms.ErrAccessDenied, detail, false
+		return verdict{class: kms.ErrAccessDenied, detail: detail}
 	case status == http.StatusUnauthorized:
-		return kms.ErrUnauthenticated, detail, false
+		return verdict{class: kms.ErrUnauthenticated, detail: detail}
 	default:
-		return kms.ErrUnavailable, detail, false
+		return verdict{class: kms.ErrUnavailable, detail: detail}
 	}
 }
 
@@ -87,25 +91,25 @@ func classOf(code string) error {
 	}
 }
 
-func classifyTransport(err error, status int) (class error, detail string) {
+func classifyTransport(err error, status int) verdict {
 	var malformed *smithy.DeserializationError
 	switch {
 	case errors.Is(err, bounded.ErrTooLarge):
-		return kms.ErrUnavailable, bounded.ErrTooLarge.Error()
+		return verdict{class: kms.ErrUnavailable, detail: bounded.ErrTooLarge.Error()}
 	case errors.Is(err, bounded.ErrRedirect):
-		return kms.ErrUnavailable, bounded.ErrRedirect.Error()
+		return verdict{class: kms.ErrUnavailable, detail: bounded.ErrRedirect.Error()}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return kms.ErrUnavailable, "no answer in time"
+		return verdict{class: kms.ErrUnavailable, detail: "no answer in time"}
 	case status == http.StatusTooManyRequests:
-		return kms.ErrThrottled, "status 429"
+		return verdict{class: kms.ErrThrottled, detail: "status 429"}
 	case errors.As(err, &malformed):
 		// Not even a denial: KMS itself denies in its own format, so this comes
 		// from something on the way.
-		return kms.ErrUnavailable, "the answer is not what KMS answers"
+		return verdict{class: kms.ErrUnavailable, detail: "the answer is not what KMS answers"}
 	case status != 0:
-		return kms.ErrUnavailable, "status " + strconv.Itoa(status)
+		return verdict{class: kms.ErrUnavailable, detail: "status " + strconv.Itoa(status)}
 	default:
-		return kms.ErrUnavailable, "no usable answer"
+		return verdict{class: kms.ErrUnavailable, detail: "no usable answer"}
 	}
 }
 

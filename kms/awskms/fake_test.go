@@ -124,13 +124,13 @@ func (f *fake) answer(r *http.Request, operation string, in map[string]any) (any
 		blob, _ := k.seal(decode64(text("Plaintext")), in["EncryptionContext"])
 		return map[string]any{"KeyId": f.arn(k), "CiphertextBlob": blob}, nil
 	case "Decrypt":
-		k, plaintext, material, failed := f.open(text("KeyId"), text("CiphertextBlob"), in["EncryptionContext"])
+		o, failed := f.open(text("KeyId"), text("CiphertextBlob"), in["EncryptionContext"])
 		if failed != nil {
 			return nil, failed
 		}
-		return map[string]any{"KeyId": f.arn(k), "Plaintext": plaintext, "KeyMaterialId": material}, nil
+		return map[string]any{"KeyId": f.arn(o.by), "Plaintext": o.plaintext, "KeyMaterialId": o.material}, nil
 	case "ReEncrypt":
-		from, plaintext, material, failed := f.open(text("SourceKeyId"), text("CiphertextBlob"), in["SourceEncryptionContext"])
+		o, failed := f.open(text("SourceKeyId"), text("CiphertextBlob"), in["SourceEncryptionContext"])
 		if failed != nil {
 			return nil, failed
 		}
@@ -138,10 +138,10 @@ func (f *fake) answer(r *http.Request, operation string, in map[string]any) (any
 		if failed != nil {
 			return nil, failed
 		}
-		blob, latest := to.seal(plaintext, in["DestinationEncryptionContext"])
+		blob, latest := to.seal(o.plaintext, in["DestinationEncryptionContext"])
 		return map[string]any{
-			"KeyId": f.arn(to), "SourceKeyId": f.arn(from), "CiphertextBlob": blob,
-			"SourceKeyMaterialId": material, "DestinationKeyMaterialId": latest,
+			"KeyId": f.arn(to), "SourceKeyId": f.arn(o.by), "CiphertextBlob": blob,
+			"SourceKeyMaterialId": o.material, "DestinationKeyMaterialId": latest,
 		}, nil
 	case "RotateKeyOnDemand":
 		k, failed := f.usable(text("KeyId"))
@@ -226,34 +226,41 @@ func (k *fakeKey) seal(plaintext []byte, context any) (blob []byte, material str
 	return aead(k.material[n]).Seal(blob, nonce, plaintext, additional(context)), materialID(k.material[n])
 }
 
-func (f *fake) open(name, text string, context any) (*fakeKey, []byte, string, *fakeError) {
+// opened is a plaintext and what decrypted it.
+type opened struct {
+	by        *fakeKey
+	plaintext []byte
+	material  string
+}
+
+func (f *fake) open(name, text string, context any) (opened, *fakeError) {
 	named, failed := f.find(name)
 	if failed != nil && name != "" {
-		return nil, nil, "", failed
+		return opened{}, failed
 	}
 	blob := decode64(text)
 	if len(blob) < 36+2+12 {
-		return nil, nil, "", &fakeError{"InvalidCiphertextException", canary}
+		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
 	k := f.keys[string(blob[:36])]
 	if k == nil {
-		return nil, nil, "", &fakeError{"InvalidCiphertextException", canary}
+		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
 	if name != "" && named != k {
-		return nil, nil, "", &fakeError{"IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation. " + canary}
+		return opened{}, &fakeError{"IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation. " + canary}
 	}
 	if _, failed := f.usable(k.id); failed != nil {
-		return nil, nil, "", failed
+		return opened{}, failed
 	}
 	n := int(binary.BigEndian.Uint16(blob[36:]))
 	if n >= len(k.material) {
-		return nil, nil, "", &fakeError{"InvalidCiphertextException", canary}
+		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
 	plaintext, err := aead(k.material[n]).Open(nil, blob[38:50], blob[50:], additional(context))
 	if err != nil {
-		return nil, nil, "", &fakeError{"InvalidCiphertextException", canary}
+		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
-	return k, plaintext, materialID(k.material[n]), nil
+	return opened{k, plaintext, materialID(k.material[n])}, nil
 }
 
 func aead(key []byte) cipher.AEAD {

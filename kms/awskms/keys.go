@@ -293,11 +293,11 @@ func (p *Provider) send(ctx, attempt context.Context, op string, items int, do f
 		if failed, ok := errors.AsType[*awshttp.ResponseError](err); ok {
 			id = failed.ServiceRequestID()
 		}
-		class, detail, state := classify(err)
-		if state && op != "describe" {
-			class = p.stateOf(ctx, attempt, class)
+		v := classify(err)
+		if v.state && op != "describe" {
+			v.class = p.stateOf(ctx, attempt, v.class)
 		}
-		fail := p.fail(op, class, detail)
+		fail := p.fail(op, v.class, v.detail)
 		fail.RequestID = requestID(id)
 		err = caused(ctx, fail)
 	}

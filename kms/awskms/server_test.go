@@ -120,7 +120,7 @@ func hanging(release <-chan struct{}) http.HandlerFunc {
 	}
 }
 
-// keyring of credentials: what Retrieve returns may be changed.
+// source gives out credentials that may be changed.
 type source struct {
 	mu      sync.Mutex
 	id      string // guarded by mu
@@ -190,15 +190,6 @@ func (c *calls) all() []kms.Call {
 	return append([]kms.Call(nil), c.seen...)
 }
 
-func (c *calls) of(operation string) (of []kms.Call) {
-	for _, call := range c.all() {
-		if call.Operation == operation {
-			of = append(of, call)
-		}
-	}
-	return of
-}
-
 func operations(t testing.TB, p *awskms.Provider, w kms.Wrap) map[string]func() error {
 	return map[string]func() error{
 		"describe": func() error { _, err := p.Describe(t.Context()); return err },
@@ -248,8 +239,8 @@ func TestBadTimes(t *testing.T) {
 		"half an answer":      {raw(200, "application/x-amz-json-1.1", `{"KeyId":"`), kms.ErrUnavailable},
 		"huge answer":         {huge(200), kms.ErrUnavailable},
 		"huge error":          {huge(400), kms.ErrUnavailable},
-		"redirect":            {http.RedirectHandler("https://192.0.2.1/", 307).ServeHTTP, kms.ErrUnavailable},
-		"permanent redirect":  {http.RedirectHandler("https://192.0.2.1/", 308).ServeHTTP, kms.ErrUnavailable},
+		"redirect":            {http.RedirectHandler("https://192.0.2.1/", http.StatusTemporaryRedirect).ServeHTTP, kms.ErrUnavailable},
+		"permanent redirect":  {http.RedirectHandler("https://192.0.2.1/", http.StatusPermanentRedirect).ServeHTTP, kms.ErrUnavailable},
 		"code with a message": {answering(400, canary+": you lose"), kms.ErrUnavailable},
 		"forbidden by a WAF":  {raw(403, "text/html", canary), kms.ErrUnavailable},
 		"throttled by a proxy": {

@@ -86,7 +86,7 @@ func (s *session) login(ctx context.Context) (*login, error) {
 		s.mu.Unlock()
 		return l, nil
 	}
-	f := s.start(false)
+	f := s.start(false) //nolint:contextcheck // a login serves all who wait
 	s.mu.Unlock()
 	return s.await(ctx, f)
 }
@@ -100,7 +100,7 @@ func (s *session) loginAgain(ctx context.Context, refused *login) (*login, error
 		s.mu.Unlock()
 		return l, nil
 	}
-	f := s.start(true)
+	f := s.start(true) //nolint:contextcheck // as above
 	s.mu.Unlock()
 	return s.await(ctx, f)
 }
@@ -191,8 +191,11 @@ func (s *session) watch(ctx context.Context, l *login) {
 			return
 		case r := <-watcher.RenewCh():
 			s.observe("renew", requestIDOf(r.Secret.RequestID), 0, nil)
-		case <-watcher.DoneCh():
+		case err := <-watcher.DoneCh():
 			// With or without an error, the lease is near its end.
+			if err != nil {
+				s.log.Debug("the vault token can no longer be renewed", "reason", classify("renew", err).detail)
+			}
 			renewing = false
 		}
 	}
@@ -205,7 +208,7 @@ func (s *session) watch(ctx context.Context, l *login) {
 			s.mu.Unlock()
 			return
 		}
-		f := s.start(false)
+		f := s.start(false) //nolint:contextcheck // as above
 		s.mu.Unlock()
 		_, err := s.await(ctx, f)
 		if err == nil || ctx.Err() != nil {
@@ -379,8 +382,7 @@ func (s *session) askToken(ctx context.Context, token string) (*login, error) {
 // the credentials is "unauthenticated", whatever its status.
 func (s *session) refused(ctx context.Context, err error) error {
 	fail := s.provider.fail("login", kms.ErrUnauthenticated, "")
-	var file errSecretFile
-	if errors.As(err, &file) {
+	if file, ok := errors.AsType[errSecretFile](err); ok {
 		fail.Detail = file.detail
 		return fail
 	}
@@ -394,7 +396,8 @@ func (s *session) refused(ctx context.Context, err error) error {
 			return fail
 		}
 	}
-	fail.Class, fail.Detail = classify("login", err)
+	v := classify("login", err)
+	fail.Class, fail.Detail = v.class, v.detail
 	return caused(ctx, fail)
 }
 

@@ -327,3 +327,36 @@ func TestLoginOutlivesItsFirstCaller(t *testing.T) {
 	s.process.Continue(t)
 	must(t, <-waited)
 }
+
+// A change counts when Vault shows it, and a rotation whose answer is lost is
+// not repeated.
+func TestChangesAreReadBack(t *testing.T) {
+	s := newServer(t)
+	front := newProxy(t, s.process.URL)
+	o := s.tokenOptions("coffer", "coffer-operator")
+	o.Address = front.URL
+	p := open(t, o)
+	_, err := p.Rotate(t.Context())
+	must(t, err)
+	target, err := url.Parse(s.process.URL)
+	must(t, err)
+	pass := reverse(target)
+	var rotations atomic.Int64
+	front.set(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/config"):
+			w.WriteHeader(http.StatusNoContent) // and nothing is done
+		case strings.HasSuffix(r.URL.Path, "/rotate"):
+			rotations.Add(1)
+			answering(500, "internal error")(w, r)
+		default:
+			pass.ServeHTTP(w, r)
+		}
+	})
+	if err := p.Retire(t.Context(), "2"); !errors.Is(err, kms.ErrUnavailable) || !strings.Contains(err.Error(), "confirm") {
+		t.Errorf("Retire that was not carried out: %v, want ErrUnavailable", err)
+	}
+	if _, err := p.Rotate(t.Context()); !errors.Is(err, kms.ErrUnavailable) || rotations.Load() != 1 {
+		t.Errorf("Rotate without an answer: %v after %d requests, want ErrUnavailable after one", err, rotations.Load())
+	}
+}

@@ -1,6 +1,10 @@
 package vault_test
 
 import (
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +107,37 @@ func TestEnvironmentIsNotHeard(t *testing.T) {
 	t.Setenv("VAULT_HEADERS", `{"X-Other":"1"}`)
 	t.Setenv("VAULT_SKIP_VERIFY", "true")
 	s := newServer(t)
-	p := open(t, s.options())
-	_, _, err := p.Generate(t.Context(), binding)
+	var asked http.Header
+	front := newProxy(t, s.process.URL)
+	target, err := url.Parse(s.process.URL)
 	must(t, err)
+	pass := reverse(target)
+	front.set(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header.Clone()
+		pass.ServeHTTP(w, r)
+	})
+	o := s.options()
+	o.Address = front.URL
+	p := open(t, o)
+	_, _, err = p.Generate(t.Context(), binding)
+	must(t, err)
+	for _, name := range []string{"X-Vault-Namespace", "X-Other"} {
+		if asked.Get(name) != "" {
+			t.Errorf("the request has %s: %s", name, asked.Get(name))
+		}
+	}
+	if asked.Get("X-Vault-Request") != "true" {
+		t.Error("the request lacks X-Vault-Request, which Vault Agent may require")
+	}
+}
+
+// The policies in the documentation are those the tests run with.
+func TestDocumentedPolicies(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations", "keys-setup.md"))
+	must(t, err)
+	for _, policy := range []string{smallestPolicy, operatorPolicy} {
+		if !strings.Contains(string(page), "```hcl"+policy+"```") {
+			t.Errorf("keys-setup.md lacks the policy\n%s", policy)
+		}
+	}
 }

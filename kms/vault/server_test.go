@@ -93,7 +93,7 @@ func (s *server) unsealNow() {
 		s.t.Fatal("still sealed")
 	}
 	// Active a moment later.
-	for range 200 {
+	for range 2400 {
 		if h, err := s.admin.Sys().Health(); err == nil && !h.Sealed && !h.Standby {
 			return
 		}

@@ -199,8 +199,8 @@ func (p *Provider) rewrapBatch(ctx context.Context, items []kms.RewrapItem, resu
 	for n, i := range batch {
 		r := a.Results[n]
 		if r.Error != "" {
-			class, detail := classifyText(op, r.Error)
-			results[i].Err = p.fail(op, class, detail)
+			v := classifyText(op, r.Error)
+			results[i].Err = p.fail(op, v.class, v.detail)
 			continue
 		}
 		results[i].Wrap, results[i].Err = p.wrapped(op, r.Ciphertext)
@@ -324,8 +324,8 @@ func (p *Provider) send(attempt, ctx context.Context, l *login, r request, body 
 		_ = resp.Body.Close()
 	}
 	if err != nil {
-		class, detail := classify(r.op, err)
-		err = caused(ctx, &kms.Error{Op: r.op, Provider: Name, Key: p.identity, RequestID: id, Class: class, Detail: detail})
+		v := classify(r.op, err)
+		err = caused(ctx, p.fail(r.op, v.class, v.detail))
 	}
 	p.observe(ctx, kms.Call{
 		Provider: Name, Key: p.identity, Operation: r.op, RequestID: id,

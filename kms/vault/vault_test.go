@@ -183,3 +183,18 @@ func TestRetireConfirms(t *testing.T) {
 		})
 	}
 }
+
+// The version in a row decides whether a version may be retired, so it has to be
+// that of the blob.
+func TestVersionInTheRow(t *testing.T) {
+	s := newServer(t)
+	p := open(t, s.options())
+	_, w, err := p.Generate(t.Context(), binding)
+	must(t, err)
+	for _, version := range []string{"", "0", "2", "01"} {
+		w.Version = version
+		if _, err := p.Unwrap(t.Context(), binding, w); !errors.Is(err, kms.ErrMismatch) {
+			t.Errorf("version %q: %v, want ErrMismatch", version, err)
+		}
+	}
+}

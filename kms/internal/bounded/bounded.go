@@ -66,7 +66,7 @@ func (t *Transport) Close() {
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancel(r.Context())
-	stop := context.AfterFunc(t.life, cancel)
+	stop := context.AfterFunc(t.life, cancel) //nolint:contextcheck // a second reason to end
 	end := func() { stop(); cancel() }
 	resp, err := t.base.RoundTrip(r.WithContext(ctx))
 	if err != nil {

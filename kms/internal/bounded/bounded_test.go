@@ -37,13 +37,19 @@ func TestRedirectsAreErrors(t *testing.T) {
 		if r.URL.Path == "/elsewhere" {
 			t.Error("the redirect was followed")
 		}
+		if r.URL.Path == "/unled" {
+			w.WriteHeader(http.StatusMultipleChoices) // leads nowhere, and is no success
+			return
+		}
 		http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 	}))
 	defer server.Close()
 	transport := bounded.New(nil, 1000)
 	defer transport.Close()
-	if _, err := get(t, transport, server.URL); !errors.Is(err, bounded.ErrRedirect) {
-		t.Errorf("%v, want ErrRedirect", err)
+	for _, path := range []string{"", "/unled"} {
+		if _, err := get(t, transport, server.URL+path); !errors.Is(err, bounded.ErrRedirect) {
+			t.Errorf("%q: %v, want ErrRedirect", path, err)
+		}
 	}
 }
 
