@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,5 +176,27 @@ func TestNATSConfiguration(t *testing.T) {
 		t.Error("no TLS")
 	case len(options.Users) != 1 || options.Users[0].Password == "":
 		t.Error("the server asks for no password")
+	}
+}
+
+// TestPolicyIsOne holds three copies of Vault's policy to one text: the file that
+// compose uses, the page for operators, and what the provider's tests run with.
+func TestPolicyIsOne(t *testing.T) {
+	rules := func(name string) []string {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The operator's rules, below the others, are of other paths.
+		return regexp.MustCompile(`(?m)^path "transit/(?:datakey|encrypt|decrypt|rewrap)[^\n]*|^path "transit/keys/coffer-eu" [^\n]*`).FindAllString(string(text), -1)
+	}
+	want := rules("docs/operations/compose/coffer-policy.hcl")
+	if len(want) != 5 {
+		t.Fatalf("the policy has %d rules: %q", len(want), want)
+	}
+	for _, name := range []string{"docs/operations/keys-setup.md", "kms/vault/server_test.go"} {
+		if got := rules(name); !slices.Equal(got, want) {
+			t.Errorf("%s has the policy\n%s\nwant\n%s", name, strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
 	}
 }
