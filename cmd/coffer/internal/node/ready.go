@@ -13,6 +13,9 @@ import (
 const (
 	readyFresh   = time.Second     // an answer is given again for so long
 	readyTimeout = 2 * time.Second // of all checks together
+	// A provider that has answered well is not asked again for so long, unless
+	// the keyring has met a failure: AWS KMS bills each description.
+	keysFresh = 15 * time.Second
 )
 
 // ready says what is wrong with the region. Load balancers ask often, so an
@@ -82,6 +85,10 @@ var errKeyState = errors.New("the key is not enabled")
 // checkKeys asks the provider; keys that are cached may still serve for a
 // while, and the region says so by staying up.
 func (r *region) checkKeys(ctx context.Context) error {
+	if time.Since(r.keysAnswered) < keysFresh && r.journal.Keyring().Status().Degraded == 0 {
+		return nil
+	}
+	r.keysAnswered = time.Time{}
 	description, err := r.provider.Describe(ctx)
 	if err != nil {
 		return err
@@ -89,6 +96,7 @@ func (r *region) checkKeys(ctx context.Context) error {
 	if description.State != kms.StateEnabled {
 		return errKeyState
 	}
+	r.keysAnswered = time.Now()
 	return nil
 }
 

@@ -56,11 +56,12 @@ type region struct {
 
 	options regionOptions
 
-	mu      sync.Mutex // guards what follows
-	checked time.Time
-	reasons []server.Unready
-	told    string // the reasons as they were logged
-	failure error  // of the runner
+	mu           sync.Mutex // guards what follows
+	checked      time.Time
+	keysAnswered time.Time // when the provider last answered well
+	reasons      []server.Unready
+	told         string // the reasons as they were logged
+	failure      error  // of the runner
 }
 
 // openRegion opens a region up to its listener, which run then serves. The
