@@ -81,16 +81,25 @@ func (p Plan) Oldest(now time.Time) time.Time { return now.Add(-p.Retention) }
 // process cuts them alike. The class carries the app's route generation:
 // after a plan change the app has epochs of its new plan's length.
 func (p Plan) EpochAt(clock time.Time, generation uint16) kms.Epoch {
-	length := int64(p.Epoch / time.Second)
-	n := clock.Unix() / length
-	from := time.Unix(n*length, 0).UTC()
-	until := from.Add(p.Epoch)
-	return kms.Epoch{
-		Class:   p.ID + "/" + strconv.Itoa(int(generation)),
-		From:    from,
-		Until:   until,
-		Expires: until.Add(p.Retention),
-	}
+	return p.epochs(generation).at(clock)
+}
+
+// epochs cuts the epochs of a plan and a generation. Its class is made once:
+// the text would be an allocation for each event.
+func (p Plan) epochs(generation uint16) epochs {
+	return epochs{class: p.ID + "/" + strconv.Itoa(int(generation)), length: p.Epoch, retention: p.Retention}
+}
+
+type epochs struct {
+	class             string
+	length, retention time.Duration
+}
+
+func (e epochs) at(clock time.Time) kms.Epoch {
+	seconds := int64(e.length / time.Second)
+	from := time.Unix(clock.Unix()/seconds*seconds, 0).UTC()
+	until := from.Add(e.length)
+	return kms.Epoch{Class: e.class, From: from, Until: until, Expires: until.Add(e.retention)}
 }
 
 func (p Plan) shards() int { return max(p.Shards, 1) }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -49,8 +50,12 @@ type Registry struct {
 	now     func() time.Time
 	loads   singleflight.Group
 
-	mu      sync.RWMutex // guards what follows
-	apps    map[AppID]*cachedApp
+	// apps has the apps in memory: AppID → *cachedApp. Each append and each
+	// record that is opened looks here, so reading takes no lock.
+	apps sync.Map
+
+	mu      sync.Mutex // guards what follows, and changes of apps
+	size    int        // of apps
 	unknown map[AppID]time.Time
 	// changes counts evictions: a load that began before one must not store
 	// what it read.
@@ -58,8 +63,8 @@ type Registry struct {
 }
 
 type cachedApp struct {
-	app    App
-	loaded time.Time
+	app   App
+	stale atomic.Bool // set by a timer: reading the clock would cost more than the look-up
 }
 
 // appRecord is an app's row.
@@ -87,7 +92,7 @@ func newRegistry(region Region, plans []Plan, rows kms.Rows, keyring *kms.Keyrin
 	}
 	return &Registry{
 		region: region, plans: plans, rows: rows, keyring: keyring, now: now,
-		apps: map[AppID]*cachedApp{}, unknown: map[AppID]time.Time{},
+		unknown: map[AppID]time.Time{},
 	}
 }
 
@@ -184,20 +189,26 @@ func (r *Registry) App(ctx context.Context, id AppID) (App, error) {
 	if id.Region() != r.region.Number {
 		return App{}, fmt.Errorf("app %s: %w", id, ErrWrongRegion)
 	}
-	now := time.Now() // of the process, not the configured clock: it is about freshness
-	r.mu.RLock()
-	cached := r.apps[id]
-	r.mu.RUnlock()
-	if cached != nil && now.Sub(cached.loaded) < appFresh {
-		return cached.app, nil
+	if app := r.cached(id); app != nil {
+		return app.app, nil
 	}
-	r.mu.RLock()
+	r.mu.Lock()
 	missed, unknown := r.unknown[id]
-	r.mu.RUnlock()
-	if unknown && now.Sub(missed) < unknownFresh {
+	r.mu.Unlock()
+	if unknown && time.Since(missed) < unknownFresh {
 		return App{}, fmt.Errorf("app %s: %w", id, ErrUnknownApp)
 	}
 	return r.loadShared(ctx, id)
+}
+
+// cached returns an app that is in memory and fresh, or nil.
+func (r *Registry) cached(id AppID) *cachedApp {
+	if v, ok := r.apps.Load(id); ok {
+		if app := v.(*cachedApp); !app.stale.Load() { //nolint:errcheck,forcetypeassert // nothing else is stored
+			return app
+		}
+	}
+	return nil
 }
 
 // loadShared makes one load for all who wait; a caller who gives up does not
@@ -221,12 +232,11 @@ func (r *Registry) loadShared(ctx context.Context, id AppID) (App, error) {
 }
 
 func (r *Registry) loadCached(ctx context.Context, id AppID) (App, error) {
-	r.mu.RLock()
+	r.mu.Lock()
 	before := r.changes
-	cached := r.apps[id]
-	r.mu.RUnlock()
-	if cached != nil && time.Since(cached.loaded) < appFresh {
-		return cached.app, nil // a load ended between the caller's look and this one
+	r.mu.Unlock()
+	if app := r.cached(id); app != nil {
+		return app.app, nil // a load ended between the caller's look and this one
 	}
 	app, _, err := r.load(ctx, id)
 	r.mu.Lock()
@@ -234,17 +244,21 @@ func (r *Registry) loadCached(ctx context.Context, id AppID) (App, error) {
 	if r.changes != before {
 		return app, err
 	}
-	delete(r.apps, id)
+	r.drop(id)
 	switch {
 	case err == nil:
 		// A random one goes: no list to keep, and no scan can push out all.
-		for other := range r.apps {
-			if len(r.apps) < maxCachedApps {
-				break
+		r.apps.Range(func(other, _ any) bool {
+			if r.size < maxCachedApps {
+				return false
 			}
-			delete(r.apps, other)
-		}
-		r.apps[id] = &cachedApp{app: app, loaded: time.Now()}
+			r.drop(other.(AppID)) //nolint:errcheck,forcetypeassert // nothing else is stored
+			return true
+		})
+		entry := &cachedApp{app: app}
+		time.AfterFunc(appFresh, func() { entry.stale.Store(true) })
+		r.apps.Store(id, entry)
+		r.size++
 	case errors.Is(err, ErrUnknownApp):
 		for other := range r.unknown {
 			if len(r.unknown) < maxUnknownApps {
@@ -406,11 +420,18 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 	return app, nil
 }
 
+// drop removes an app from memory. The lock is held.
+func (r *Registry) drop(id AppID) {
+	if _, there := r.apps.LoadAndDelete(id); there {
+		r.size--
+	}
+}
+
 func (r *Registry) evict(id AppID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes++
-	delete(r.apps, id)
+	r.drop(id)
 	delete(r.unknown, id)
 }
 
@@ -418,7 +439,8 @@ func (r *Registry) evictAll() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.changes++
-	clear(r.apps)
+	r.apps.Clear()
+	r.size = 0
 	clear(r.unknown)
 }
 

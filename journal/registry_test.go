@@ -151,6 +151,21 @@ func TestRegistryLookup(t *testing.T) {
 		t.Errorf("after it is whole again: %v", err)
 	}
 
+	// However many apps there are, memory holds a bounded number.
+	for range maxCachedApps {
+		r.apps.Store(NewAppID(3), &cachedApp{})
+		r.size++
+	}
+	r.evict(app.ID)
+	if _, err := r.App(t.Context(), app.ID); err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	r.apps.Range(func(_, _ any) bool { count++; return true })
+	if count > maxCachedApps || count != r.size {
+		t.Errorf("%d apps are in memory, counted as %d", count, r.size)
+	}
+
 	for range maxUnknownApps + 10 {
 		_, _ = r.App(t.Context(), NewAppID(3))
 	}
@@ -319,6 +334,7 @@ func TestRegistryFreshness(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(appFresh)
+		synctest.Wait()
 		if read, err := other.App(t.Context(), app.ID); err != nil || !read.Disabled {
 			t.Errorf("after a minute: %+v, %v", read, err)
 		}
@@ -349,7 +365,7 @@ func TestRegistryLateLoad(t *testing.T) {
 	r.evict(app.ID) // as the watch does when another process wrote
 	close(release)
 	loading.Wait()
-	if _, known := r.apps[app.ID]; known {
+	if r.cached(app.ID) != nil {
 		t.Error("a load from before the change was kept")
 	}
 }
@@ -418,7 +434,7 @@ func TestRegistryRefusesDamagedRows(t *testing.T) {
 func BenchmarkRegistryLookup(b *testing.B) {
 	r := newRegistry(DefaultRegions()[2], DefaultPlans(), nil, nil, nil)
 	id := NewAppID(3)
-	r.apps[id] = &cachedApp{app: App{ID: id}, loaded: time.Now()}
+	r.apps.Store(id, &cachedApp{app: App{ID: id}})
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {

@@ -69,7 +69,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
 			e := base
 			e.ID = eventID(w, round*100_000_000+n)
-			e.Sender, e.Conversation = senderID(w+n), conversationID(w+n)
+			e.Sender, e.Conversation = r.users.at(w+n), r.groups.at(w+n)
 			results, err := r.journal.Append(ctx, r.app.ID, e)
 			if err != nil {
 				return err
@@ -82,7 +82,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
 			e := base
 			e.ID, e.Time = eventID(w, round*100_000_000+n), time.Now()
-			e.Sender, e.Conversation = senderID(w+n), conversationID(w+n)
+			e.Sender, e.Conversation = r.users.at(w+n), r.groups.at(w+n)
 			e, err := journal.ParseEvent(e.AppendJSON(make([]byte, 0, 2*o.Size), r.app.ID), r.app.ID, journal.Limits{})
 			if err != nil {
 				return err

@@ -101,7 +101,7 @@ func TestTemplate(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, n := range []int{0, 7, 12_345} {
-			e.ID, e.Sender, e.Conversation = eventID(n, n), senderID(n), conversationID(n)
+			e.ID, e.Sender, e.Conversation = eventID(n, n), makeNames("user", senders).at(n), makeNames("group", conversations).at(n)
 			if err := e.Normalize(time.Now(), journal.Limits{}); err != nil {
 				t.Fatal(err)
 			}

@@ -61,7 +61,7 @@ func filledRig(ctx context.Context, o Options, dir string, base journal.Event, n
 		return nil, err
 	}
 	o.Log.InfoContext(ctx, "appending what is read afterwards", "events", n)
-	if err := joinClose(r.fill(ctx, base, n, conversationID), r.close); err != nil {
+	if err := joinClose(r.fill(ctx, base, n, r.groups.at), r.close); err != nil {
 		return nil, err
 	}
 	if r, err = openRig(ctx, dir, true, o.Log); err != nil {

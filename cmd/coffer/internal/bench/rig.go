@@ -40,6 +40,8 @@ type rig struct {
 	provider *local.Provider
 	journal  *journal.Journal
 	app      journal.App
+	users    names
+	groups   names
 
 	// The view is there when it was asked for.
 	store   *pebble.Store
@@ -51,7 +53,7 @@ type rig struct {
 
 // openRig opens the region in a folder, and makes its app when it has none.
 func openRig(ctx context.Context, dir string, withView bool, log *slog.Logger) (*rig, error) {
-	r := &rig{dir: dir}
+	r := &rig{dir: dir, users: makeNames("user", senders), groups: makeNames("group", conversations)}
 	if err := r.open(ctx, withView, log); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the region to measure: %w", err), r.close())
 	}
@@ -158,7 +160,7 @@ func (r *rig) stream() string {
 func template(size int) (journal.Event, error) {
 	e := journal.Event{
 		ID: eventID(0, 0), Type: journal.MessageSent, Time: time.Now(),
-		Conversation: conversationID(0), ConversationType: journal.Group, Sender: senderID(0),
+		Conversation: makeNames("group", 1)[0], ConversationType: journal.Group, Sender: makeNames("user", 1)[0],
 	}
 	fill := func(n int) error {
 		e.Data = jsontext.Value(`{"bodies":[{"type":"txt","msg":"` + strings.Repeat("m", n) + `"}],"ext":{}}`)
@@ -178,11 +180,34 @@ func template(size int) (journal.Event, error) {
 	return e, nil
 }
 
-func eventID(writer, n int) string { return fmt.Sprintf("w%05d-%010d", writer, n) }
+// eventID is made by hand: what an id costs is counted with ours.
+func eventID(writer, n int) string {
+	const form = "w00000-0000000000"
+	id := [len(form)]byte([]byte(form))
+	digits(id[1:6], writer)
+	digits(id[7:], n)
+	return string(id[:])
+}
 
-func senderID(n int) string { return fmt.Sprintf("user%05d", n%senders) }
+func digits(dst []byte, n int) {
+	for i := len(dst) - 1; i >= 0; i-- {
+		dst[i] = '0' + byte(n%10)
+		n /= 10
+	}
+}
 
-func conversationID(n int) string { return fmt.Sprintf("group%05d", n%conversations) }
+// names are made once.
+type names []string
+
+func makeNames(prefix string, n int) names {
+	out := make(names, n)
+	for i := range out {
+		out[i] = fmt.Sprintf("%s%05d", prefix, i)
+	}
+	return out
+}
+
+func (n names) at(i int) string { return n[i%len(n)] }
 
 // warm appends one event of every sender, so that no key has to be made while
 // it is measured.
@@ -191,7 +216,7 @@ func (r *rig) warm(ctx context.Context, base journal.Event) error {
 	for i := range events {
 		events[i] = base
 		events[i].ID = eventID(99_999, i)
-		events[i].Sender, events[i].Conversation = senderID(i), conversationID(i)
+		events[i].Sender, events[i].Conversation = r.users.at(i), r.groups.at(i)
 	}
 	return r.append(ctx, events)
 }
@@ -228,7 +253,7 @@ func (r *rig) fill(ctx context.Context, base journal.Event, n int, conversation 
 				events := make([]journal.Event, 0, batch)
 				for i := from; i < min(from+batch, n); i++ {
 					e := base
-					e.ID, e.Sender, e.Conversation = eventID(0, i), senderID(i), conversation(i)
+					e.ID, e.Sender, e.Conversation = eventID(0, i), r.users.at(i), conversation(i)
 					events = append(events, e)
 				}
 				if err = r.append(ctx, events); err != nil {
