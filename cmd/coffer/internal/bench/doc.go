@@ -9,6 +9,8 @@
 //     Postgres.
 //   - [History]: a page of a long conversation beside one of a short one, and
 //     beside Postgres.
+//   - [Keys]: app keys rewrapped beside the bare calls of the same key provider,
+//     and what the keyring asks of a provider beside the most it may.
 //
 // Rounds of the two sides alternate, and the figures are medians of the rounds:
 // a neighbour's load then falls on both. Ratios are what to compare between

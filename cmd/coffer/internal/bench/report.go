@@ -13,7 +13,7 @@ import (
 
 // Options of a benchmark. The zero value of each field is its default.
 type Options struct {
-	// Name chooses the benchmark for [Run]: append, replay or history.
+	// Name chooses the benchmark for [Run]: append, replay, history or keys.
 	Name string
 	// Dir is where folders for the data are made, and removed at the end; the
 	// system's folder for temporary files. The result depends on its disk. The
@@ -38,6 +38,15 @@ type Options struct {
 	Short, Long int
 	// Pages is how many pages are read in a round, for history; 2,000.
 	Pages int
+	// KMS is the setting of the key provider, for keys, as a region's
+	// configuration has it: vault+https://… or awskms:///…; a local file.
+	KMS string
+	// Rows is how many app keys are rewrapped, for keys; 100,000.
+	Rows int
+	// Messages and Day are what is sealed in a day and how long that takes here,
+	// for keys; 1,000,000 and 9.6 s.
+	Messages int
+	Day      time.Duration
 	// NoPostgres leaves Postgres out.
 	NoPostgres bool
 	// Log receives what is being done; nil discards it.
@@ -56,6 +65,11 @@ func (o Options) withDefaults() Options {
 	def(&o.Short, 1000)
 	def(&o.Long, 100_000)
 	def(&o.Pages, 2000)
+	def(&o.Rows, 100_000)
+	def(&o.Messages, 1_000_000)
+	if o.Day <= 0 {
+		o.Day = 9600 * time.Millisecond
+	}
 	if o.Duration <= 0 {
 		o.Duration = 2 * time.Second
 	}
@@ -68,8 +82,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// ErrUnknown means that there is no benchmark of this name: use append, replay
-// or history.
+// ErrUnknown means that there is no benchmark of this name: use append, replay,
+// history or keys.
 var ErrUnknown = errors.New("no such benchmark")
 
 // Run runs the benchmark that the options name.
@@ -81,6 +95,8 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		return Replay(ctx, o)
 	case "history":
 		return History(ctx, o)
+	case "keys":
+		return Keys(ctx, o)
 	}
 	return Report{}, fmt.Errorf("benchmark %q: %w", o.Name, ErrUnknown)
 }

@@ -9,7 +9,7 @@ import (
 )
 
 type benchCmd struct {
-	Name       string        `arg:"" enum:"append,replay,history" help:"append, replay or history."`
+	Name       string        `arg:"" enum:"append,replay,history,keys" help:"append, replay, history or keys."`
 	JSON       bool          `name:"json" help:"Print the report as one JSON object."`
 	Dir        string        `placeholder:"DIR" help:"Where the data is put for the time being; the result depends on its disk."`
 	Rounds     int           `placeholder:"N" help:"How often each side is measured (5)."`
@@ -21,6 +21,10 @@ type benchCmd struct {
 	Short      int           `placeholder:"N" help:"history: messages of the short conversation (1000)."`
 	Long       int           `placeholder:"N" help:"history: messages of the long conversation (100000)."`
 	Pages      int           `placeholder:"N" help:"history: pages of a round (2000)."`
+	KMS        string        `name:"kms" env:"COFFER_BENCH_KMS" placeholder:"SETTING" help:"keys: the key provider, vault+https://… or awskms:///… (a local file)."`
+	Rows       int           `placeholder:"N" help:"keys: app keys to rewrap (100000)."`
+	Messages   int           `placeholder:"N" help:"keys: messages of the simulated day (1000000)."`
+	Day        time.Duration `placeholder:"TIME" help:"keys: how long the simulated day takes (9.6s)."`
 	NoPostgres bool          `help:"Leave Postgres out."`
 }
 
@@ -35,7 +39,8 @@ Postgres where it is installed. ratio is ours over bare, the lowest of the cases
 func (c *benchCmd) Run(r *runner) error {
 	rep, err := bench.Run(r.interrupt, bench.Options{
 		Name: c.Name, Dir: c.Dir, Rounds: c.Rounds, Size: c.Size, Duration: c.Duration, Writers: c.Writers, Events: c.Events,
-		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, NoPostgres: c.NoPostgres, Log: r.log,
+		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, NoPostgres: c.NoPostgres,
+		KMS: c.KMS, Rows: c.Rows, Messages: c.Messages, Day: c.Day, Log: r.log,
 	})
 	if err != nil {
 		return err
