@@ -68,6 +68,9 @@ type Config struct {
 	// Keyring is used instead of one over KMS. It must keep its rows in the
 	// region's keyring bucket, see [NewRows]. The caller closes it.
 	Keyring *kms.Keyring
+	// KeySoft and KeyHard are the lifetimes of keys in memory, in the keyring
+	// that the journal makes: Soft and Hard of kms.Config.
+	KeySoft, KeyHard time.Duration
 	// Index answers for idempotency beyond the events of this process's recent
 	// past. Nil means that only the last 65,536 events of each stream since the
 	// start are told to be duplicates.
@@ -90,7 +93,8 @@ const (
 	defaultCommitTimeout  = 10 * time.Second
 	defaultAuditRetention = 400 * day
 
-	sweepTimeout = 30 * time.Second
+	sweepTimeout = time.Minute
+	sweepGrace   = time.Second
 	sweepRetry   = 5 * time.Second
 	sweepEvery   = time.Hour
 )
@@ -202,7 +206,9 @@ func (j *Journal) open(ctx context.Context) error {
 	j.keyring = j.cfg.Keyring
 	keys := NewRows(j.js, KeyringBucket(j.region.ID), j.cfg.Sync)
 	if j.keyring == nil {
-		j.keyring, err = kms.NewKeyring(kms.Config{Region: j.region.ID, Provider: j.cfg.KMS, Log: j.log, Now: j.now, Rows: keys})
+		j.keyring, err = kms.NewKeyring(kms.Config{
+			Region: j.region.ID, Provider: j.cfg.KMS, Rows: keys, Log: j.log, Now: j.now, Soft: j.cfg.KeySoft, Hard: j.cfg.KeyHard,
+		})
 		if err != nil {
 			return err
 		}
@@ -228,9 +234,12 @@ func (j *Journal) open(ctx context.Context) error {
 // from then on those that failed.
 func (j *Journal) sweep(rows *Rows) {
 	for {
-		// A sweep that has begun is finished, also while the journal closes.
+		// A sweep that has begun is finished while the journal closes, if the
+		// server answers.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(j.ctx), sweepTimeout)
+		stop := context.AfterFunc(j.ctx, func() { time.AfterFunc(sweepGrace, cancel) })
 		err := rows.Sweep(ctx)
+		stop()
 		cancel()
 		wait := sweepEvery
 		if err != nil {

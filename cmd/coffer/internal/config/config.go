@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/kms"
 )
 
 // ErrInvalid means that the configuration cannot be used: correct the setting
@@ -88,6 +90,17 @@ type Region struct {
 
 	TLS  TLS  `toml:"tls"`
 	NATS NATS `toml:"nats"`
+	Keys Keys `toml:"keys"`
+}
+
+// Keys says how long an unwrapped key is used without asking the provider.
+type Keys struct {
+	// Revalidate is when the provider is asked again, give or take a fifth, so
+	// that a revocation is noticed; default 15m.
+	Revalidate Duration `toml:"revalidate"`
+	// Outage is the longest outage of the provider that is bridged, and the
+	// longest lag of a revocation during one; default 4h, at most 24h.
+	Outage Duration `toml:"outage"`
 }
 
 // TLS names the listener's certificate chain and key (PEM).
@@ -327,7 +340,18 @@ func (r Region) check() error {
 	if err := r.checkTLS(host); err != nil {
 		return err
 	}
+	if err := r.Keys.check(r.ID); err != nil {
+		return err
+	}
 	return r.NATS.check(r.ID)
+}
+
+func (k Keys) check(region string) error {
+	revalidate, outage := time.Duration(k.Revalidate), time.Duration(k.Outage)
+	if revalidate < 0 || outage < 0 || outage > kms.MaxHard || cmp.Or(revalidate, kms.DefaultSoft) > cmp.Or(outage, kms.DefaultHard) {
+		return fmt.Errorf("%w: region %s: keys.revalidate (15m) is at most keys.outage (4h), and that at most %s", ErrInvalid, region, kms.MaxHard)
+	}
+	return nil
 }
 
 func (r Region) checkTLS(host string) error {

@@ -147,6 +147,8 @@ func TestRefused(t *testing.T) {
 		{name: "NATS without TLS", text: replace("tls://b", "nats://b"), mentions: "loopback"},
 		{name: "NATS settings without a URL", text: replace(`url = "tls://a.example.com:4222,tls://b.example.com:4222"`, ""), mentions: "no url"},
 		{name: "plaintext to the world", text: replace(`id = "eu"`, "id = \"eu\"\nplaintext = true"), mentions: "loopback"},
+		{name: "keys kept too long", text: replace("[region.nats]", "[region.keys]\noutage = \"25h\"\n[region.nats]"), mentions: "keys.outage"},
+		{name: "keys not asked for in time", text: replace("[region.nats]", "[region.keys]\nrevalidate = \"5h\"\n[region.nats]"), mentions: "keys.revalidate"},
 		{name: "http", text: replace("https://eu", "http://eu"), mentions: "https"},
 		{name: "no TLS", text: replace(`key_file = "DIR/tls.key"`, ""), mentions: "tls.key_file"},
 		{name: "no kms", text: replace(`kms = "local:DIR/data/eu.key"`, ""), mentions: "kms"},
