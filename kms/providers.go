@@ -89,6 +89,15 @@ func (k *Keyring) AddProvider(ctx context.Context, p Provider) (Identity, error)
 	return id, nil
 }
 
+// AddProviderLater lets the keyring use one more provider without asking it what
+// it is called, which it may be unable to answer now. That is asked when a wrap
+// is met that no other provider has made.
+func (k *Keyring) AddProviderLater(p Provider) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.providers = append(k.providers, &knownProvider{Provider: p})
+}
+
 // SetPrimary makes the provider of an identity the one that wraps the keys of
 // apps created from now on, in this process. It is not kept: whoever moves a
 // region tells every process, and again after a start.

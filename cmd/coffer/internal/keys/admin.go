@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,10 +46,14 @@ type Options struct {
 	Keyring *kms.Keyring
 	Rows    kms.Rows // of the keyring's bucket
 	Audit   Auditor
-	// Primary is the provider of the configuration.
+	// Primary is the provider of the configuration, and Setting what names it
+	// there.
 	Primary kms.Provider
-	// Open opens the provider that a setting names. A setting holds no secret:
-	// those are in the files it names.
+	Setting string
+	// Others are the settings of further KEKs in the configuration.
+	Others []string
+	// Open opens the provider that a setting names, and asks it nothing. A
+	// setting holds no secret: those are in the files it names.
 	Open func(ctx context.Context, setting string) (kms.Provider, error)
 	// Lease is how long a worker may be silent before another takes over; 30 s.
 	Lease time.Duration
@@ -60,7 +63,8 @@ type Options struct {
 
 const (
 	defaultLease = 30 * time.Second
-	providersRow = "providers"
+	firstPause   = 100 * time.Millisecond // before a provider that did not answer is asked again
+	startWait    = 3 * time.Second        // for the providers, at the start
 	idBytes      = 8
 )
 
@@ -72,36 +76,38 @@ type Admin struct {
 	auditor Auditor
 	open    func(context.Context, string) (kms.Provider, error)
 	lease   time.Duration
+	pause   time.Duration
 	log     *slog.Logger
 	now     func() time.Time
 	owner   string
 	wakeup  chan struct{}
 
+	configured kms.Provider
+	setting    string
+	others     []string
+
+	settling chan struct{} // holds a token while nobody asks the providers
+
 	mu        sync.Mutex // guards what follows
 	primary   kms.Identity
 	providers map[kms.Identity]kms.Provider
-	opened    map[string]kms.Identity // by setting
-	closers   []kms.Provider          // that this Admin has opened
+	opened    map[string]*opened // by setting
+	closers   []kms.Provider     // that this Admin has opened
+	state     settlement
 }
 
-// providerSet is the row "providers": which KEKs the region uses beside the
-// configured one, and which of all wraps new apps' keys.
-type providerSet struct {
-	Settings []string      `json:"settings"`
-	Primary  *kms.Identity `json:"primary,omitempty"`
-}
-
-// New returns the administration of a region. It opens the providers that
-// earlier migrations have brought in; one that cannot be opened now is an
-// error, because apps may need it.
+// New returns the administration of a region. The providers are asked what they
+// are called; while one does not answer [Admin.Run] asks again, and a region can
+// be started without it.
 func New(ctx context.Context, o Options) (*Admin, error) {
 	if o.Keyring == nil || o.Rows == nil || o.Audit == nil || o.Primary == nil || o.Open == nil {
 		return nil, fmt.Errorf("%w: an option is missing", ErrSpec)
 	}
 	a := &Admin{
-		keyring: o.Keyring, rows: o.Rows, auditor: o.Audit, open: o.Open, lease: o.Lease, log: o.Log, now: o.Now,
+		keyring: o.Keyring, rows: o.Rows, auditor: o.Audit, open: o.Open, lease: o.Lease, pause: firstPause, log: o.Log, now: o.Now,
 		owner: newID(), wakeup: make(chan struct{}, 1),
-		providers: map[kms.Identity]kms.Provider{}, opened: map[string]kms.Identity{},
+		configured: o.Primary, setting: o.Setting, others: o.Others, settling: make(chan struct{}, 1),
+		providers: map[kms.Identity]kms.Provider{}, opened: map[string]*opened{},
 	}
 	if a.lease <= 0 {
 		a.lease = defaultLease
@@ -112,19 +118,19 @@ func New(ctx context.Context, o Options) (*Admin, error) {
 	if a.now == nil {
 		a.now = time.Now
 	}
-	id, err := a.keyring.AddProvider(ctx, o.Primary)
-	if err != nil {
-		return nil, fmt.Errorf("key administration: %w", err)
-	}
-	a.primary = id
-	a.providers[id] = o.Primary
-	if err := a.readProviders(ctx); err != nil {
-		return nil, errors.Join(err, a.Close())
+	a.settling <- struct{}{}
+	wait, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	if err := a.Settle(wait); err != nil {
+		if ctx.Err() != nil {
+			return nil, errors.Join(err, a.Close())
+		}
+		a.log.Warn("key providers cannot be asked at the start", "error", err)
 	}
 	return a, nil
 }
 
-// Close closes the providers that this Admin has opened.
+// Close closes the providers that this Admin has opened. Run must have ended.
 func (a *Admin) Close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -134,123 +140,6 @@ func (a *Admin) Close() error {
 	}
 	a.closers = nil
 	return errors.Join(errs...)
-}
-
-// Primary names the KEK that wraps the keys of new apps.
-func (a *Admin) Primary() kms.Identity {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.primary
-}
-
-func (a *Admin) provider(id kms.Identity) (kms.Provider, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	p, ok := a.providers[id]
-	return p, ok
-}
-
-func (a *Admin) identities() []kms.Identity {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	ids := make([]kms.Identity, 0, len(a.providers))
-	for id := range a.providers {
-		ids = append(ids, id)
-	}
-	slices.SortFunc(ids, func(x, y kms.Identity) int { return strings.Compare(x.String(), y.String()) })
-	return ids
-}
-
-// readProviders takes over what the row says: at the start, and when another
-// process has changed it.
-func (a *Admin) readProviders(ctx context.Context) error {
-	var set providerSet
-	_, err := loadJSON(ctx, a.rows, providersRow, &set)
-	if errors.Is(err, kms.ErrRowNotFound) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("key providers: %w", err)
-	}
-	for _, setting := range set.Settings {
-		if _, err := a.openSetting(ctx, setting); err != nil {
-			return fmt.Errorf("key providers: %w", err)
-		}
-	}
-	if set.Primary == nil || *set.Primary == a.Primary() {
-		return nil
-	}
-	return a.usePrimary(ctx, *set.Primary)
-}
-
-// openSetting opens a provider once, and lets the keyring use it.
-func (a *Admin) openSetting(ctx context.Context, setting string) (kms.Identity, error) {
-	a.mu.Lock()
-	id, known := a.opened[setting]
-	a.mu.Unlock()
-	if known {
-		return id, nil
-	}
-	p, err := a.open(ctx, setting)
-	if err != nil {
-		return kms.Identity{}, err
-	}
-	id, err = a.keyring.AddProvider(ctx, p)
-	if err != nil {
-		return kms.Identity{}, errors.Join(err, p.Close())
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.opened[setting] = id
-	if _, known := a.providers[id]; known {
-		return id, p.Close() // the same KEK by another spelling
-	}
-	a.providers[id] = p
-	a.closers = append(a.closers, p)
-	return id, nil
-}
-
-func (a *Admin) usePrimary(ctx context.Context, id kms.Identity) error {
-	if err := a.keyring.SetPrimary(ctx, id); err != nil {
-		return fmt.Errorf("primary key provider: %w", err)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.primary = id
-	return nil
-}
-
-// adopt makes the row name a setting, and its KEK the one for new apps when
-// primary is set. Every process follows.
-func (a *Admin) adopt(ctx context.Context, setting string, id kms.Identity, primary bool) error {
-	for {
-		var set providerSet
-		revision, err := loadJSON(ctx, a.rows, providersRow, &set)
-		if err != nil && !errors.Is(err, kms.ErrRowNotFound) {
-			return err
-		}
-		known := slices.Contains(set.Settings, setting)
-		if known && (!primary || set.Primary != nil && *set.Primary == id) {
-			break
-		}
-		if !known {
-			set.Settings = append(set.Settings, setting)
-		}
-		if primary {
-			set.Primary = &id
-		}
-		_, err = storeJSON(ctx, a.rows, providersRow, set, revision)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, kms.ErrRowConflict) {
-			return fmt.Errorf("key providers: %w", err)
-		}
-	}
-	if !primary {
-		return nil
-	}
-	return a.usePrimary(ctx, id)
 }
 
 // record writes an audit entry about a job.

@@ -102,7 +102,7 @@ type Job struct {
 	Spec
 
 	State  State         `json:"state"`
-	From   *kms.Identity `json:"from,omitempty"` // of a migration of the region
+	From   *kms.Identity `json:"from,omitempty"` // of a migration of the region: the primary until then
 	Target *kms.Identity `json:"target,omitempty"`
 
 	Phase  string `json:"phase"`
@@ -115,11 +115,21 @@ type Job struct {
 	Failures []Failure `json:"failures,omitempty"`
 	Error    string    `json:"error,omitempty"`
 
+	// Pending are the apps that the worker has begun with and not counted yet:
+	// whoever takes over counts those as done that need nothing any more.
+	Pending []Pending `json:"pending,omitempty"`
+
 	Owner    string    `json:"owner"`
 	Lease    time.Time `json:"lease"`
 	Started  time.Time `json:"started"`
 	Updated  time.Time `json:"updated"`
 	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Pending is an app that a worker has begun with.
+type Pending struct {
+	App        string `json:"app"`
+	Generation uint32 `json:"generation"` // of its key, then
 }
 
 // Ended reports whether nobody works on the job any more.
@@ -211,6 +221,9 @@ func (a *Admin) Jobs(ctx context.Context) ([]Job, error) {
 // the work. Another job under way is ErrBusy.
 func (a *Admin) Start(ctx context.Context, spec Spec) (Job, error) {
 	if err := spec.check(); err != nil {
+		return Job{}, err
+	}
+	if err := a.Settle(ctx); err != nil {
 		return Job{}, err
 	}
 	var target *kms.Identity

@@ -42,6 +42,8 @@ func (a *Admin) Inventory(ctx context.Context, yield func(AppInventory) error) e
 		item := AppInventory{App: app}
 		keys, err := a.keyring.AppKeys(ctx, app)
 		switch {
+		case errors.Is(err, kms.ErrAppUnknown):
+			continue // it has gone meanwhile
 		case errors.Is(err, kms.ErrAppDestroyed):
 			item.Destroyed = true
 		case err != nil:
@@ -76,11 +78,18 @@ type KEKStatus struct {
 	Oldest      time.Time        `json:"oldest,omitzero"` // of its wraps
 }
 
+// Unknown is a setting whose KEK has not answered since the start.
+type Unknown struct {
+	Setting string `json:"setting"`
+	Error   string `json:"error"` // class
+}
+
 // Status is how the keys of a region stand.
 type Status struct {
 	Region  string      `json:"region"`
 	Apps    int         `json:"apps"`
 	KEKs    []KEKStatus `json:"keks"`
+	Unknown []Unknown   `json:"unknown"`        // settings whose KEK is not known yet
 	Cached  int         `json:"cached_apps"`    // in this process
 	Bridged int         `json:"bridged_apps"`   // of those, used past their revalidation
 	Since   time.Time   `json:"since,omitzero"` // when the first of them became so
@@ -90,7 +99,14 @@ type Status struct {
 
 // Status counts what wraps what, and asks every KEK how it is.
 func (a *Admin) Status(ctx context.Context, region string) (Status, error) {
-	s := Status{Region: region, Backups: []Backup{}}
+	s := Status{Region: region, KEKs: []KEKStatus{}, Unknown: []Unknown{}, Backups: []Backup{}}
+	if err := a.Settle(ctx); err != nil && ctx.Err() != nil {
+		return s, err
+	}
+	for setting, why := range a.unanswered() {
+		s.Unknown = append(s.Unknown, Unknown{Setting: setting, Error: classOf(why)})
+	}
+	slices.SortFunc(s.Unknown, func(x, y Unknown) int { return strings.Compare(x.Setting, y.Setting) })
 	keks := map[kms.Identity]*KEKStatus{}
 	for _, id := range a.identities() {
 		keks[id] = &KEKStatus{Identity: id, Configured: true, Primary: id == a.Primary(), Versions: map[string]int{}}
@@ -148,6 +164,9 @@ func (a *Admin) Status(ctx context.Context, region string) (Status, error) {
 // Rotate makes a new version of the primary KEK. New wraps use it; a rewrap job
 // brings the old ones under it.
 func (a *Admin) Rotate(ctx context.Context, actor string) (version string, err error) {
+	if err := a.Settle(ctx); err != nil {
+		return "", err
+	}
 	id := a.Primary()
 	p, _ := a.provider(id)
 	r, ok := p.(kms.Rotator)
@@ -181,33 +200,62 @@ type Retirement struct {
 // maxUses is how much of what needs a key is named.
 const maxUses = 20
 
-// Retire ends the versions of a KEK before the given one, or the whole KEK when
-// before is empty, and returns once the provider confirms it. It refuses with
+// disabler is a provider that can disable its KEK as a whole.
+type disabler interface {
+	Disable(ctx context.Context) error
+}
+
+// Retire ends the versions of a KEK before the given one, and returns once the
+// provider confirms it. With no version it retires the whole KEK: disables it
+// where the provider can do that, and takes its setting away. It refuses with
 // ErrNeeded, naming what needs them, while one row or one kept backup does.
 func (a *Admin) Retire(ctx context.Context, actor string, id kms.Identity, before string, dryRun bool) (Retirement, error) {
-	r := Retirement{Identity: id, Before: before}
+	r := Retirement{Identity: id, Before: before, Uses: []Use{}}
+	if err := a.Settle(ctx); err != nil {
+		return r, err
+	}
 	p, ok := a.provider(id)
 	if !ok {
 		return r, fmt.Errorf("%w: no KEK %s is configured", ErrSpec, id)
 	}
 	retirer, ok := p.(kms.Retirer)
-	if !ok {
-		return r, fmt.Errorf("%w: retire %s", ErrNotSupported, id)
+	if before != "" && !ok {
+		return r, fmt.Errorf("%w: retire versions of %s", ErrNotSupported, id)
 	}
 	if before == "" && id == a.Primary() {
 		return r, fmt.Errorf("%w: %s wraps the keys of new apps", ErrNeeded, id)
 	}
-	if err := a.uses(ctx, &r); err != nil {
+	if err := a.idle(ctx); err != nil {
 		return r, err
 	}
-	if r.Needed > 0 {
-		return r, fmt.Errorf("%w: %s by %d", ErrNeeded, id, r.Needed)
+	if err := a.uses(ctx, &r); err != nil {
+		return r, err
 	}
 	if dryRun {
 		return r, nil
 	}
-	err := a.recorded(ctx, actor, "keys.retire", "kek:"+id.String(), map[string]string{"before": before}, func() error {
-		return retirer.Retire(ctx, before)
+	if r.Needed > 0 {
+		return r, fmt.Errorf("%w: %s by %d", ErrNeeded, id, r.Needed)
+	}
+	detail := map[string]string{"before": before}
+	if before == "" {
+		detail = map[string]string{"whole": "true"}
+	}
+	err := a.recorded(ctx, actor, "keys.retire", "kek:"+id.String(), detail, func() error {
+		if before == "" {
+			if d, ok := p.(disabler); ok {
+				if err := d.Disable(ctx); err != nil {
+					return err
+				}
+			}
+			return a.forget(ctx, id)
+		}
+		if err := retirer.Retire(ctx, before); errors.Is(err, kms.ErrInput) {
+			return fmt.Errorf("%w: retire versions of %s: %w", ErrNotSupported, id, err)
+		} else if err != nil {
+			return err
+		}
+		return confirmed(ctx, p, id, before)
 	})
 	if err != nil {
 		return r, err
@@ -216,9 +264,42 @@ func (a *Admin) Retire(ctx context.Context, actor string, id kms.Identity, befor
 	return r, nil
 }
 
+// confirmed asks the provider whether the versions before one have ended.
+func confirmed(ctx context.Context, p kms.Provider, id kms.Identity, before string) error {
+	d, err := p.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	if d.MinVersion != before && older(d.MinVersion, before) {
+		return &kms.Error{Op: "retire", Provider: id.Provider, Key: id.Key, Class: kms.ErrUnavailable, Detail: "the provider does not confirm it"}
+	}
+	return nil
+}
+
+// idle refuses while a job that may make wraps is under way.
+func (a *Admin) idle(ctx context.Context) error {
+	var cur current
+	if _, err := loadJSON(ctx, a.rows, currentRow, &cur); err != nil {
+		if errors.Is(err, kms.ErrRowNotFound) {
+			return nil
+		}
+		return err
+	}
+	j, err := a.loadJob(ctx, cur.ID)
+	if errors.Is(err, ErrNoJob) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !j.Ended() && !j.DryRun && j.Kind != Verify {
+		return fmt.Errorf("%w: %s %s", ErrBusy, j.Kind, j.ID)
+	}
+	return nil
+}
+
 // uses counts what needs the versions that are to end.
 func (a *Admin) uses(ctx context.Context, r *Retirement) error {
-	r.Uses = []Use{}
 	add := func(u Use) {
 		r.Needed++
 		if len(r.Uses) < maxUses {
@@ -275,126 +356,12 @@ func (a *Admin) Shred(ctx context.Context, actor, app string) error {
 	return a.recorded(ctx, actor, "keys.shredded", "app:"+app, nil, func() error { return a.keyring.DestroyApp(ctx, app) })
 }
 
-// Backup is a kept copy of the keyring's rows. While it is kept, what wraps the
-// keys in it must stay able to unwrap, or restoring it gives nothing.
-type Backup struct {
-	ID    string    `json:"id"`
-	Made  time.Time `json:"made"`
-	Until time.Time `json:"until"` // when the copy is destroyed
-	Wraps []WrapRef `json:"wraps"` // the distinct wrappers, without times
-}
-
-const (
-	backupPrefix   = "backup."
-	maxBackupLife  = 400 * 24 * time.Hour
-	maxBackupIDLen = 64
-)
-
-// AddBackup registers a copy of the keyring that is about to be made.
-func (a *Admin) AddBackup(ctx context.Context, actor, id string, until time.Time) (Backup, error) {
-	now := a.now().UTC()
-	b := Backup{ID: id, Made: now, Until: until.UTC(), Wraps: []WrapRef{}}
-	valid := len(id) > 0 && len(id) <= maxBackupIDLen && !strings.ContainsFunc(id, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+// ShredSubject destroys the key of one subject of an app, for ever: nothing that
+// was sealed under it can be opened again, in backups of the data either. The
+// record names the subject by its tag.
+func (a *Admin) ShredSubject(ctx context.Context, actor, app string, subject kms.Tag) error {
+	detail := map[string]string{"subject": subject.String()}
+	return a.recorded(ctx, actor, "keys.shredded", "app:"+app, detail, func() error {
+		return a.keyring.EraseSubject(ctx, app, subject)
 	})
-	switch {
-	case !valid:
-		return b, fmt.Errorf("%w: a backup's id is 1 to %d of a-z, 0-9 and -", ErrSpec, maxBackupIDLen)
-	case !until.After(now) || until.After(now.Add(maxBackupLife)):
-		return b, fmt.Errorf("%w: a backup is kept until a time within %d days", ErrSpec, maxBackupLife/(24*time.Hour))
-	}
-	err := a.Inventory(ctx, func(app AppInventory) error {
-		for _, key := range app.Keys {
-			for _, w := range key.Wraps {
-				w.WrappedAt = time.Time{}
-				if !slices.Contains(b.Wraps, w) {
-					b.Wraps = append(b.Wraps, w)
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return b, err
-	}
-	return b, a.recorded(ctx, actor, "keys.backup_registered", "backup:"+id, nil, func() error {
-		_, err := storeJSON(ctx, a.rows, backupPrefix+id, b, 0)
-		if errors.Is(err, kms.ErrRowConflict) {
-			return fmt.Errorf("%w: there is a backup %s", ErrSpec, id)
-		}
-		return err
-	})
-}
-
-// Backups returns the registered copies that are still kept.
-func (a *Admin) Backups(ctx context.Context) ([]Backup, error) {
-	backups := []Backup{}
-	for name, err := range a.rows.List(ctx, backupPrefix) {
-		if err != nil {
-			return nil, fmt.Errorf("list backups: %w", err)
-		}
-		var b Backup
-		if _, err := loadJSON(ctx, a.rows, name, &b); err != nil {
-			if errors.Is(err, kms.ErrRowNotFound) {
-				continue
-			}
-			return nil, err
-		}
-		if b.Until.After(a.now()) {
-			backups = append(backups, b)
-		}
-	}
-	slices.SortFunc(backups, func(x, y Backup) int { return strings.Compare(x.ID, y.ID) })
-	return backups, nil
-}
-
-// Finding is something that Doctor saw.
-type Finding struct {
-	Level  string `json:"level"` // ok, warning, problem
-	Check  string `json:"check"`
-	Detail string `json:"detail"`
-}
-
-// Doctor looks for what an operator should do something about.
-func (a *Admin) Doctor(ctx context.Context, region string) ([]Finding, error) {
-	s, err := a.Status(ctx, region)
-	if err != nil {
-		return nil, err
-	}
-	var out []Finding
-	say := func(level, check, format string, args ...any) {
-		out = append(out, Finding{Level: level, Check: check, Detail: fmt.Sprintf(format, args...)})
-	}
-	for _, kek := range s.KEKs {
-		name, wraps := kek.Identity.String(), 0
-		for _, n := range kek.Versions {
-			wraps += n
-		}
-		switch {
-		case !kek.Configured:
-			say("problem", "kek", "%d wraps are under %s, which no setting names: add it to the configuration", wraps, name)
-		case kek.Error != "":
-			say("problem", "kek", "%s: %s", name, kek.Error)
-		case kek.Description.State != kms.StateEnabled:
-			say("problem", "kek", "%s is %s", name, kek.Description.State)
-		default:
-			behind := wraps - kek.Versions[kek.Description.Version]
-			if behind > 0 {
-				say("warning", "kek", "%s: %d of %d wraps are under older versions than %s: rewrap", name, behind, wraps, kek.Description.Version)
-			} else {
-				say("ok", "kek", "%s: %d wraps, all under version %s", name, wraps, kek.Description.Version)
-			}
-		}
-	}
-	if s.Bridged > 0 {
-		say("warning", "cache", "%d app keys are used past their revalidation since %s", s.Bridged, s.Since.UTC().Format(time.RFC3339))
-	}
-	if s.Job != nil && s.Job.State != Done {
-		level := "warning"
-		if s.Job.State == Failed || s.Job.State == Stopped {
-			level = "problem"
-		}
-		say(level, "job", "%s %s is %s: %s", s.Job.Kind, s.Job.ID, s.Job.State, s.Job.Error)
-	}
-	return out, nil
 }

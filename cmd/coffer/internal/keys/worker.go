@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/cofferdb/coffer/kms"
@@ -16,6 +15,8 @@ const (
 	chunk       = 64  // apps between two checkpoints of the other kinds
 	parallel    = 8   // apps at once within a chunk
 	outages     = 6   // tries of a chunk while the provider does not answer
+	beats       = 3   // renewals of a lease in its time
+	maxSweeps   = 16  // looks for apps that were made while a pass was under way
 )
 
 // errFenced means that another worker has taken the job.
@@ -30,17 +31,22 @@ func (a *Admin) wake() {
 
 // Run works on jobs until ctx ends: on those that are started here, and on those
 // whose worker has fallen silent. It also follows the KEKs that other processes
-// bring in.
+// bring in, and asks those again that did not answer.
 func (a *Admin) Run(ctx context.Context) error {
-	changes, err := a.rows.Watch(ctx, providersRow)
-	if err != nil {
-		return fmt.Errorf("key administration: %w", err)
-	}
-	look := time.NewTicker(a.lease)
+	look := time.NewTicker(a.lease / beats)
 	defer look.Stop()
+	var changes <-chan string
 	for {
+		if changes == nil {
+			var err error
+			if changes, err = a.rows.Watch(ctx, providersRow); err != nil && ctx.Err() == nil {
+				a.log.Error("key providers are not followed", "error", err)
+			}
+			a.unsettle() // what has changed before
+		}
+		a.settleAndTell(ctx)
 		if err := a.workOnCurrent(ctx); err != nil && ctx.Err() == nil {
-			a.log.Error("key_job_stopped", "error", err)
+			a.log.Error("key job stopped", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -49,13 +55,35 @@ func (a *Admin) Run(ctx context.Context) error {
 		case <-look.C:
 		case _, open := <-changes:
 			if !open {
-				changes = nil // the ticker goes on looking
-				continue
+				changes = nil
 			}
-			if err := a.readProviders(ctx); err != nil && ctx.Err() == nil {
-				a.log.Error("key_providers_not_followed", "error", err)
-			}
+			a.unsettle()
 		}
+	}
+}
+
+// settleAndTell logs what does not answer when that changes.
+func (a *Admin) settleAndTell(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.lease)
+	defer cancel()
+	err := a.Settle(ctx)
+	text := ""
+	for setting, why := range a.unanswered() {
+		text += setting + ": " + why.Error() + "; "
+	}
+	if err != nil {
+		text += err.Error()
+	}
+	a.mu.Lock()
+	changed := a.state.told != text
+	a.state.told = text
+	a.mu.Unlock()
+	switch {
+	case !changed || errors.Is(ctx.Err(), context.Canceled):
+	case text == "":
+		a.log.Info("all key providers have answered")
+	default:
+		a.log.Warn("a key provider cannot be used", "error", text)
 	}
 }
 
@@ -78,6 +106,9 @@ func (a *Admin) workOnCurrent(ctx context.Context) error {
 	if row.Ended() || (row.Owner != "" && row.Owner != a.owner && a.now().Before(row.Lease)) {
 		return nil
 	}
+	if err := a.Settle(ctx); err != nil {
+		return nil // told by Run, which tries again
+	}
 	w := &worker{Admin: a, job: row}
 	if err := w.checkpoint(ctx); err != nil { // takes the lease
 		return w.ended(ctx, err)
@@ -89,7 +120,9 @@ func (a *Admin) workOnCurrent(ctx context.Context) error {
 type worker struct {
 	*Admin
 
-	job jobRow
+	job   jobRow
+	kept  []kms.Identity // single apps' own KEKs, which a migration of the region leaves
+	begin []Pending      // to be noted in the job before it is done
 }
 
 // checkpoint writes the job as it stands and renews the lease, by
@@ -108,14 +141,15 @@ func (w *worker) checkpoint(ctx context.Context) error {
 	return nil
 }
 
-// ended writes how the job ended. A process that is shutting down leaves it as it
-// is: the next one goes on.
+// ended writes how the job ended. A process that is shutting down gives it back:
+// the next one goes on.
 func (w *worker) ended(ctx context.Context, err error) error {
 	if errors.Is(err, errFenced) {
-		w.log.Warn("key_job_taken_over", "job", w.job.ID)
+		w.log.Warn("key job taken over", "job", w.job.ID)
 		return nil
 	}
 	if ctx.Err() != nil {
+		w.release(ctx)
 		return nil
 	}
 	action, outcome := "keys.job_finished", "ok"
@@ -141,8 +175,18 @@ func (w *worker) ended(ctx context.Context, err error) error {
 	return err
 }
 
+// release gives the lease back, so that nobody has to wait for its end.
+func (w *worker) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	w.job.Owner, w.job.Lease = "", time.Time{}
+	if _, err := storeJSON(ctx, w.rows, jobPrefix+w.job.ID, w.job.Job, w.job.revision); err != nil {
+		w.log.Debug("the lease of a key job was not given back", "job", w.job.ID, "error", err)
+	}
+}
+
 // work goes through the phases that are left.
-func (w *worker) work(ctx context.Context) error {
+func (w *worker) work(ctx context.Context) (err error) {
 	if w.job.Kind == Migrate {
 		// After a restart of the process the setting is opened again.
 		if _, err := w.openSetting(ctx, w.job.To); err != nil {
@@ -155,11 +199,14 @@ func (w *worker) work(ctx context.Context) error {
 				return err
 			}
 		}
+		if w.kept, err = w.own(ctx); err != nil {
+			return err
+		}
 	}
 	phases := w.job.Kind.phases()
 	for _, phase := range phases[slices.Index(phases, w.job.Phase):] {
 		if phase != w.job.Phase {
-			w.job.Phase, w.job.Cursor = phase, ""
+			w.job.Phase, w.job.Cursor, w.job.Pending = phase, "", nil
 			w.job.Done, w.job.Skipped, w.job.Failed, w.job.Failures = 0, 0, 0, nil
 		}
 		if err := w.pass(ctx); err != nil {
@@ -172,7 +219,8 @@ func (w *worker) work(ctx context.Context) error {
 	return nil
 }
 
-// pass goes over the apps behind the cursor, in the order of their names.
+// pass goes over the apps behind the cursor, in the order of their names, and
+// then over those that were made meanwhile.
 func (w *worker) pass(ctx context.Context) error {
 	apps, err := w.apps(ctx)
 	if err != nil {
@@ -183,11 +231,7 @@ func (w *worker) pass(ctx context.Context) error {
 	if found {
 		i++
 	}
-	size := chunk
-	if w.job.Kind == Rewrap {
-		size = rewrapChunk
-	}
-	for part := range slices.Chunk(apps[i:], size) {
+	for part := range slices.Chunk(apps[i:], w.chunk()) {
 		if err := w.part(ctx, part); err != nil {
 			return err
 		}
@@ -196,7 +240,55 @@ func (w *worker) pass(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := w.sweep(ctx); err != nil {
+		return err
+	}
+	w.job.Total = w.job.Done + w.job.Skipped + w.job.Failed
 	return nil
+}
+
+// sweep does the apps that need it although the pass is over: they were made
+// behind the cursor, by a process that did not know of the job yet. What a pass
+// failed with is not tried again.
+func (w *worker) sweep(ctx context.Context) error {
+	if w.job.DryRun || w.job.App != "" || w.job.Failed > 0 || (w.job.Kind != Rewrap && w.job.Kind != Migrate) {
+		return nil
+	}
+	for range maxSweeps {
+		apps, err := w.apps(ctx)
+		if err != nil {
+			return err
+		}
+		versions, err := w.versions(ctx)
+		if err != nil {
+			return err
+		}
+		var left []string
+		for i, n := range w.look(ctx, apps, versions) {
+			if n.err == nil && n.needed || w.pending(apps[i]) >= 0 {
+				left = append(left, apps[i])
+			}
+		}
+		if len(left) == 0 || w.job.Failed > 0 {
+			return nil
+		}
+		for part := range slices.Chunk(left, w.chunk()) {
+			if err := w.part(ctx, part); err != nil {
+				return err
+			}
+			if err := w.checkpoint(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *worker) chunk() int {
+	if w.job.Kind == Rewrap {
+		return rewrapChunk
+	}
+	return chunk
 }
 
 func (w *worker) apps(ctx context.Context) ([]string, error) {
@@ -212,240 +304,4 @@ func (w *worker) apps(ctx context.Context) ([]string, error) {
 	}
 	slices.Sort(apps)
 	return apps, nil
-}
-
-// outcome of one app.
-type outcome struct {
-	app     string
-	skipped bool
-	err     error
-}
-
-// part does some apps. A provider that does not answer is waited for, with
-// longer pauses; one that refuses everything stops the job.
-func (w *worker) part(ctx context.Context, apps []string) error {
-	pause := 100 * time.Millisecond
-	for attempt := 1; ; attempt++ {
-		results, err := w.try(ctx, apps)
-		if err == nil {
-			err = wholesale(results)
-		}
-		if err == nil {
-			w.count(results)
-			return nil
-		}
-		if !kms.Retryable(err) || attempt == outages {
-			return err
-		}
-		// The lease is kept while waiting.
-		if err := w.checkpoint(ctx); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(pause):
-			pause *= 3
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// wholesale finds what is not about an app but about the provider: it does not
-// answer, or answers everyone alike with a refusal.
-func wholesale(results []outcome) error {
-	failed := 0
-	for _, r := range results {
-		if r.err == nil {
-			continue
-		}
-		failed++
-		if kms.Retryable(r.err) {
-			return r.err
-		}
-	}
-	if class := kms.Class(results[0].err); len(results) > 1 && failed == len(results) && class != nil {
-		for _, r := range results {
-			if kms.Class(r.err) != class {
-				return nil
-			}
-		}
-		return results[0].err
-	}
-	return nil
-}
-
-func (w *worker) count(results []outcome) {
-	for _, r := range results {
-		switch {
-		case errors.Is(r.err, kms.ErrAppDestroyed), errors.Is(r.err, kms.ErrAppUnknown):
-			w.job.Skipped++ // it has no keys any more
-		case r.err != nil:
-			w.job.Failed++
-			if len(w.job.Failures) < maxFailures {
-				w.job.Failures = append(w.job.Failures, Failure{App: r.app, Error: classOf(r.err)})
-			}
-			w.log.Warn("key_job_app_failed", "job", w.job.ID, "app", r.app, "error", r.err)
-		case r.skipped:
-			w.job.Skipped++
-		default:
-			w.job.Done++
-		}
-	}
-}
-
-func (w *worker) try(ctx context.Context, apps []string) ([]outcome, error) {
-	if w.job.DryRun {
-		return w.each(apps, func(app string) (bool, error) { return w.wouldSkip(ctx, app) }), nil
-	}
-	if w.job.Kind == Rewrap {
-		return w.rewrap(ctx, apps)
-	}
-	return w.each(apps, func(app string) (skipped bool, err error) { return w.one(ctx, app) }), nil
-}
-
-// one does one app of any kind but rewrap. It may be repeated.
-func (w *worker) one(ctx context.Context, app string) (skipped bool, err error) {
-	switch w.job.Kind {
-	case Replace:
-		_, err = w.keyring.ReplaceAppKey(ctx, app)
-		return false, err
-	case Verify:
-		return false, w.verify(ctx, app)
-	case Migrate:
-		switch w.job.Phase {
-		case phaseAdd:
-			added, err := w.keyring.AddWrap(ctx, app, *w.job.Target)
-			return !added, err
-		case phasePrefer:
-			return false, w.keyring.PreferWrap(ctx, app, *w.job.Target)
-		case phaseDrop:
-			return w.dropOthers(ctx, app)
-		}
-	case Rewrap:
-	}
-	return false, fmt.Errorf("%w: job %s in phase %q", ErrCorrupt, w.job.ID, w.job.Phase)
-}
-
-// dropOthers leaves an app with the wrap under the target alone. What a tenant
-// brought itself goes too when the job was asked for its app.
-func (w *worker) dropOthers(ctx context.Context, app string) (skipped bool, err error) {
-	keys, err := w.keyring.AppKeys(ctx, app)
-	if err != nil {
-		return false, err
-	}
-	skipped = true
-	for _, id := range identitiesOf(keys) {
-		if id == *w.job.Target || (w.job.App == "" && w.job.From != nil && id != *w.job.From) {
-			continue
-		}
-		dropped, err := w.keyring.DropWrap(ctx, app, id)
-		if err != nil {
-			return false, err
-		}
-		skipped = skipped && !dropped
-	}
-	return skipped, nil
-}
-
-func (w *worker) verify(ctx context.Context, app string) error {
-	v, err := w.keyring.VerifyApp(ctx, app)
-	if err != nil {
-		return err
-	}
-	for _, check := range v.Wraps {
-		if check.Err != nil {
-			return check.Err // the app is readable by another wrap, but this one is dead
-		}
-	}
-	return nil
-}
-
-// rewrap does each app under every KEK that wraps it.
-func (w *worker) rewrap(ctx context.Context, apps []string) ([]outcome, error) {
-	results := make([]outcome, len(apps))
-	for i, app := range apps {
-		results[i] = outcome{app: app, skipped: true}
-	}
-	for _, id := range w.identities() {
-		done, err := w.keyring.RewrapApps(ctx, id, apps)
-		if err != nil {
-			return nil, err
-		}
-		for i, r := range done {
-			results[i].err = errors.Join(results[i].err, r.Err)
-			results[i].skipped = results[i].skipped && r.Skipped
-		}
-	}
-	for i, r := range results {
-		if errors.Is(r.err, kms.ErrRowConflict) { // another writer was faster: once more, alone
-			again, err := w.rewrap(ctx, apps[i:i+1])
-			if err != nil {
-				return nil, err
-			}
-			results[i] = again[0]
-		}
-	}
-	return results, nil
-}
-
-// wouldSkip is a dry run: it reads the row and calls the provider for its
-// description only.
-func (w *worker) wouldSkip(ctx context.Context, app string) (bool, error) {
-	keys, err := w.keyring.AppKeys(ctx, app)
-	if err != nil {
-		return false, err
-	}
-	switch w.job.Kind {
-	case Migrate:
-		ids := identitiesOf(keys)
-		return len(ids) == 1 && ids[0] == *w.job.Target, nil
-	case Rewrap:
-		for _, key := range keys {
-			for _, wrap := range key.Wraps {
-				p, ok := w.provider(wrap.Identity())
-				if !ok {
-					return false, &kms.Error{Op: "rewrap", Provider: wrap.Provider, Key: wrap.Key, Class: kms.ErrNotFound, Detail: "no such provider is configured"}
-				}
-				now, err := p.Describe(ctx)
-				if err != nil {
-					return false, err
-				}
-				if now.Version != wrap.Version {
-					return false, nil
-				}
-			}
-		}
-		return true, nil
-	case Replace, Verify:
-	}
-	return false, nil
-}
-
-func identitiesOf(keys []kms.AppKey) []kms.Identity {
-	var ids []kms.Identity
-	for _, key := range keys {
-		for _, wrap := range key.Wraps {
-			if !slices.Contains(ids, wrap.Identity()) {
-				ids = append(ids, wrap.Identity())
-			}
-		}
-	}
-	return ids
-}
-
-// each runs do for apps, some at a time, and keeps their order.
-func (w *worker) each(apps []string, do func(app string) (skipped bool, err error)) []outcome {
-	results := make([]outcome, len(apps))
-	slots := make(chan struct{}, parallel)
-	var wg sync.WaitGroup
-	for i, app := range apps {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			skipped, err := do(app)
-			results[i] = outcome{app: app, skipped: skipped, err: err}
-		})
-	}
-	wg.Wait()
-	return results
 }
