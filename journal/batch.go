@@ -125,7 +125,7 @@ func (b *batches) await(ctx context.Context, answers <-chan *nats.Msg, size int)
 	p := b.plain
 	ask := time.NewTimer(askHealth)
 	defer ask.Stop()
-	for {
+	for began := time.Now(); ; {
 		select {
 		case m := <-answers:
 			if len(m.Data) == 0 && m.Header.Get("Status") == "503" {
@@ -144,7 +144,7 @@ func (b *batches) await(ctx context.Context, answers <-chan *nats.Msg, size int)
 		case <-ctx.Done():
 			return pubAck{}, fmt.Errorf("%w: %w", errDoubtful, ctx.Err())
 		case <-ask.C:
-			if err := p.health(ctx); err != nil {
+			if err := p.overdue(ctx, began); err != nil {
 				return pubAck{}, fmt.Errorf("%w: %w", errDoubtful, err)
 			}
 			ask.Reset(askHealth)

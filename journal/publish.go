@@ -22,6 +22,11 @@ const (
 	// askHealth is how long an acknowledgement may take before the server's
 	// health is looked at.
 	askHealth = 250 * time.Millisecond
+
+	// answerShare is the part of the commit's timeout after which an answer is
+	// taken to be lost: with the leader of a replicated stream, for instance,
+	// while the connection to another server stays.
+	answerShare = 4
 )
 
 // pubAck is the server's answer to a publish.
@@ -117,7 +122,7 @@ func streamError(err error) error {
 
 // newPublisher chooses how a stream's commits are handed over.
 func (j *Journal) newPublisher(s *stream) (publisher, error) {
-	plain, err := newPlain(j.cfg.Conn, s.info.Name, s.health)
+	plain, err := newPlain(j.cfg.Conn, s.info.Name, s.health, j.cfg.CommitTimeout/answerShare)
 	if err != nil {
 		return nil, err
 	}
@@ -133,9 +138,11 @@ func (j *Journal) newPublisher(s *stream) (publisher, error) {
 type plain struct {
 	nc     *nats.Conn
 	health func(context.Context) error
-	ack    ackParser
-	lost   chan nats.Status
-	done   chan struct{} // of capacity 1
+	// patience is how long an answer is waited for.
+	patience time.Duration
+	ack      ackParser
+	lost     chan nats.Status
+	done     chan struct{} // of capacity 1
 
 	mu      sync.Mutex // guards what follows
 	sub     *nats.Subscription
@@ -145,9 +152,9 @@ type plain struct {
 	left    int
 }
 
-func newPlain(nc *nats.Conn, stream string, health func(context.Context) error) (*plain, error) {
+func newPlain(nc *nats.Conn, stream string, health func(context.Context) error, patience time.Duration) (*plain, error) {
 	p := &plain{
-		nc: nc, health: health, ack: newAckParser(stream), done: make(chan struct{}, 1),
+		nc: nc, health: health, patience: patience, ack: newAckParser(stream), done: make(chan struct{}, 1),
 		lost: nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED),
 	}
 	if err := p.renew(); err != nil {
@@ -288,7 +295,7 @@ func sendEntry(nc *nats.Conn, e *entry, reply string) error {
 func (p *plain) await(ctx context.Context) error {
 	ask := time.NewTimer(askHealth)
 	defer ask.Stop()
-	for {
+	for began := time.Now(); ; {
 		select {
 		case <-p.done:
 			return nil
@@ -297,12 +304,23 @@ func (p *plain) await(ctx context.Context) error {
 		case <-ctx.Done():
 			return p.abort(ctx.Err())
 		case <-ask.C:
-			if err := p.health(ctx); err != nil {
+			if err := p.overdue(ctx, began); err != nil {
 				return p.abort(err)
 			}
 			ask.Reset(askHealth)
 		}
 	}
+}
+
+// overdue says why an answer is not waited for any longer.
+func (p *plain) overdue(ctx context.Context, began time.Time) error {
+	if err := p.health(ctx); err != nil {
+		return err
+	}
+	if time.Since(began) > p.patience {
+		return errors.New("no answer")
+	}
+	return nil
 }
 
 // abort gives a round up. Answers that are there already count.

@@ -28,13 +28,15 @@ const (
 // whichever is registered. When the stream is missing or is another one, or a
 // checkpoint is of another one, Read fails with [ErrIncarnation].
 //
-// Sequences are consecutive, and Read checks that they are. Three kinds of gap
-// have a reason: what lies before the stream's first message has expired; what
-// the registry has a row for was deleted on purpose, see
-// [Journal.DeleteRecords]; and nothing else. A checkpoint beyond the stream's
-// end means that the stream was truncated or is an older copy. Every other gap
-// is [ErrGap], with the stream and the sequences, and fn is not called with
-// what lies behind it.
+// Sequences are consecutive, and Read checks that they are. Two kinds of gap
+// have a reason: what lies before the stream's first message has expired, when
+// the stream is older than its retention; and what the registry has a row for
+// was deleted on purpose, see [Journal.DeleteRecords]. The server's own word
+// does not count: it reports the sequences of a damaged block as deleted, and
+// those of a missing first block as expired. A checkpoint beyond the stream's
+// end means that the stream was truncated or is an older copy. Everything else
+// is [ErrGap], with the stream and the sequence, and fn is not called with what
+// lies behind it.
 //
 // Lost connections, restarts of the server and changes of leader are bridged.
 func (j *Journal) Read(ctx context.Context, name string, after uint64, incarnation string, fn func([]Sealed) error) error {
@@ -214,14 +216,13 @@ func (r *reader) gap(ctx context.Context, want, got uint64) error {
 	if err != nil {
 		return streamError(err)
 	}
-	state := handle.CachedInfo().State
-	if lost := state.Lost; lost != nil && len(lost.Msgs) > 0 {
-		return fmt.Errorf("%w: the server reports %d lost messages, the first at %d", ErrGap, len(lost.Msgs), lost.Msgs[0])
+	info := handle.CachedInfo()
+	missing := span{want, got - 1}
+	if info.Config.MaxAge > 0 && time.Since(info.Created) > info.Config.MaxAge {
+		// What lies before the first message has expired. In a younger stream
+		// nothing can have.
+		missing.First = max(want, info.State.FirstSeq)
 	}
-	if got <= state.FirstSeq {
-		return nil // expired
-	}
-	missing := span{max(want, state.FirstSeq), got - 1}
 	deleted, err := r.j.deletedSpans(ctx, r.s.info.Name)
 	if err != nil {
 		return err

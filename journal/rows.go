@@ -22,6 +22,8 @@ const (
 	kvOperation             = "KV-Operation"
 	kvDelete                = "DEL"
 	kvPurge                 = "PURGE"
+	// writeID tells a write whose answer was lost from another one's.
+	writeID = "Coffer-Write"
 )
 
 // Rows keeps rows in a KV bucket: compare-and-set by the revision, which is the
@@ -64,19 +66,36 @@ func (r *Rows) Load(ctx context.Context, name string) (kms.Row, error) {
 }
 
 // last returns the last message of a row, nil when there is none.
-func (r *Rows) last(ctx context.Context, name string) (*jetstream.RawStreamMsg, error) {
-	s, err := r.handle(ctx)
-	if err != nil {
-		return nil, err
+func (r *Rows) last(ctx context.Context, name string) (msg *jetstream.RawStreamMsg, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		s, err := r.handle(ctx)
+		if err != nil {
+			return err
+		}
+		msg, err = s.GetLastMsgForSubject(ctx, r.prefix+name)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			msg = nil
+			return nil
+		}
+		return streamError(err)
+	})
+	return msg, err
+}
+
+// retry repeats a request that has no effect, or the same one when repeated,
+// while the server cannot be reached: a request that went down with its
+// connection is never answered. A slow server gets more time each time.
+func retry(ctx context.Context, request func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, defaultCommitTimeout)
+	defer cancel()
+	for wait := requestTimeout; ; wait *= 2 {
+		attempt, done := context.WithTimeout(ctx, wait)
+		err := request(attempt)
+		done()
+		if err == nil || !errors.Is(err, ErrUnavailable) || !pause(ctx, retryPause) {
+			return err
+		}
 	}
-	msg, err := s.GetLastMsgForSubject(ctx, r.prefix+name)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil, nil //nolint:nilnil // documented
-	}
-	if err != nil {
-		return nil, streamError(err)
-	}
-	return msg, nil
 }
 
 func deleted(h nats.Header) bool {
@@ -149,45 +168,74 @@ func (r *Rows) Delete(ctx context.Context, name string, revision uint64) error {
 }
 
 // put writes a row's next message, given the sequence of its last one, and
-// returns once it is durable.
+// returns once it is durable. When the answer does not come, the row is looked
+// at: it has either the new message or still the last one.
 func (r *Rows) put(ctx context.Context, name string, value []byte, last uint64, operation string) (uint64, error) {
 	msg := nats.NewMsg(r.prefix + name)
 	msg.Data = value
+	msg.Header.Set(writeID, nats.NewInbox()[len(nats.InboxPrefix):])
 	if operation != "" {
 		msg.Header.Set(kvOperation, operation)
 	}
-	for {
+	var sequence uint64
+	err := retry(ctx, func(ctx context.Context) error {
 		ack, err := r.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(last), jetstream.WithRetryAttempts(0))
+		if err == nil {
+			sequence = ack.Sequence
+			return nil
+		}
 		var api *jetstream.APIError
 		if errors.As(err, &api) {
 			switch api.ErrorCode {
 			case codeWrongSequence, codeWrongSequenceRaft:
-				return 0, kms.ErrRowConflict
+				// An attempt whose answer was lost may have been the writer.
+				sequence, err = r.written(ctx, name, msg, last)
+				return err
 			case codeSequenceInProgress:
-				if pause(ctx, retryPause) {
-					continue
-				}
+				return unavailable(err)
 			}
 		}
-		if err != nil {
-			return 0, streamError(err)
-		}
-		if r.sync != nil {
-			if err := r.sync.Sync(r.stream); err != nil {
-				return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
-			}
-		}
-		return ack.Sequence, nil
+		return streamError(err)
+	})
+	if err != nil {
+		return 0, err
 	}
+	if r.sync != nil {
+		if err := r.sync.Sync(r.stream); err != nil {
+			return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return sequence, nil
+}
+
+// written finds out why a write was refused. It returns the sequence of the
+// row's last message if that is msg itself; a conflict; or, when the row is still
+// as the writer expects, that it cannot be told yet: on replicated streams the
+// leader refuses already while another's write is under way.
+func (r *Rows) written(ctx context.Context, name string, msg *nats.Msg, last uint64) (uint64, error) {
+	s, err := r.handle(ctx)
+	if err != nil {
+		return 0, err
+	}
+	have, err := s.GetLastMsgForSubject(ctx, r.prefix+name)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound) && last == 0:
+		return 0, fmt.Errorf("%w: another write is under way", ErrUnavailable)
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return 0, kms.ErrRowConflict
+	case err != nil:
+		return 0, streamError(err)
+	case have.Sequence == last:
+		return 0, fmt.Errorf("%w: another write is under way", ErrUnavailable)
+	case have.Sequence > last && have.Header.Get(writeID) == msg.Header.Get(writeID):
+		return have.Sequence, nil
+	}
+	return 0, kms.ErrRowConflict
 }
 
 // erase overwrites the bytes of a replaced revision, and of any before it that
 // an interrupted call left.
 func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
-	s, err := r.handle(ctx)
-	if err != nil {
-		return err
-	}
 	finished := false
 	defer func() {
 		if !finished {
@@ -197,21 +245,13 @@ func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
 			}
 		}
 	}()
-	for seq := revision; seq > 0; {
-		if err := s.SecureDeleteMsg(ctx, seq); err != nil && !noSuchMessage(err) {
-			return fmt.Errorf("erase revision %d: %w", seq, streamError(err))
-		}
-		// The bucket keeps several revisions, so one that was left over is the
-		// first of the subject.
-		first, err := s.GetMsg(ctx, 0, jetstream.WithGetMsgSubject(r.prefix+name))
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			break
-		}
+	for seq := revision; seq > 0 && seq <= revision; {
+		err := retry(ctx, func(ctx context.Context) (err error) {
+			seq, err = r.eraseOne(ctx, name, seq)
+			return err
+		})
 		if err != nil {
-			return fmt.Errorf("look for older revisions: %w", streamError(err))
-		}
-		if seq = first.Sequence; seq > revision {
-			break
+			return err
 		}
 	}
 	if r.sync != nil {
@@ -223,6 +263,27 @@ func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
 	return nil
 }
 
+// eraseOne overwrites one revision, and returns the sequence of the row's first
+// one that is left, 0 for none. The bucket keeps several revisions, so one that
+// an interrupted call left is the first.
+func (r *Rows) eraseOne(ctx context.Context, name string, seq uint64) (uint64, error) {
+	s, err := r.handle(ctx)
+	if err != nil {
+		return seq, err
+	}
+	if err := s.SecureDeleteMsg(ctx, seq); err != nil && !noSuchMessage(err) {
+		return seq, fmt.Errorf("erase revision %d: %w", seq, streamError(err))
+	}
+	first, err := s.GetMsg(ctx, 0, jetstream.WithGetMsgSubject(r.prefix+name))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return seq, fmt.Errorf("look for older revisions: %w", streamError(err))
+	}
+	return first.Sequence, nil
+}
+
 // noSuchMessage reports whether a deletion failed because another one was
 // faster.
 func noSuchMessage(err error) bool {
@@ -230,9 +291,9 @@ func noSuchMessage(err error) bool {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
 		return true
 	case errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful):
-		// Code 10057, whose description tells why. The client passes it on as
-		// text only.
-		return strings.Contains(err.Error(), "no message found")
+		// The client passes the codes on as text only.
+		return strings.Contains(err.Error(), "err_code=10043") ||
+			strings.Contains(err.Error(), "err_code=10057") && strings.Contains(err.Error(), "no message found")
 	}
 	return false
 }
@@ -253,13 +314,17 @@ func (r *Rows) handle(ctx context.Context) (jetstream.Stream, error) {
 // Sweep finishes erasures that a crash or an error interrupted: it overwrites
 // every revision but the last of each row.
 func (r *Rows) Sweep(ctx context.Context) error {
-	s, err := r.handle(ctx)
+	var info *jetstream.StreamInfo
+	err := retry(ctx, func(ctx context.Context) error {
+		s, err := r.handle(ctx)
+		if err != nil {
+			return err
+		}
+		info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
+		return streamError(err)
+	})
 	if err != nil {
 		return fmt.Errorf("sweep rows: %w", err)
-	}
-	info, err := s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
-	if err != nil {
-		return fmt.Errorf("sweep rows: %w", streamError(err))
 	}
 	for subject, count := range info.State.Subjects {
 		if count < 2 {
@@ -280,14 +345,17 @@ func (r *Rows) Sweep(ctx context.Context) error {
 // List yields the names of the rows with the prefix.
 func (r *Rows) List(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		s, err := r.handle(ctx)
+		var info *jetstream.StreamInfo
+		err := retry(ctx, func(ctx context.Context) error {
+			s, err := r.handle(ctx)
+			if err != nil {
+				return err
+			}
+			info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
+			return streamError(err)
+		})
 		if err != nil {
 			yield("", fmt.Errorf("list rows %s: %w", prefix, err))
-			return
-		}
-		info, err := s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
-		if err != nil {
-			yield("", fmt.Errorf("list rows %s: %w", prefix, streamError(err)))
 			return
 		}
 		for subject := range info.State.Subjects {
@@ -313,9 +381,18 @@ func (r *Rows) List(ctx context.Context, prefix string) iter.Seq2[string, error]
 
 // Watch sends the names of rows that change from now on.
 func (r *Rows) Watch(ctx context.Context, prefix string) (<-chan string, error) {
-	consumer, err := r.js.OrderedConsumer(ctx, r.stream, jetstream.OrderedConsumerConfig{
+	request, done := context.WithTimeout(ctx, requestTimeout)
+	defer done()
+	handle, err := r.js.Stream(request, r.stream)
+	if err != nil {
+		return nil, fmt.Errorf("watch rows %s: %w", prefix, streamError(err))
+	}
+	// From a sequence, not from "new": the client makes the consumer anew when
+	// it was interrupted, and what came between would not be new any more.
+	consumer, err := r.js.OrderedConsumer(request, r.stream, jetstream.OrderedConsumerConfig{
 		FilterSubjects: []string{r.prefix + ">"},
-		DeliverPolicy:  jetstream.DeliverNewPolicy,
+		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:    handle.CachedInfo().State.LastSeq + 1,
 		HeadersOnly:    true,
 	})
 	if err != nil {
