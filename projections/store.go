@@ -1,7 +1,7 @@
 package projections
 
 // A Store is a set of ordered keys with values: what views are kept in. Keys
-// are compared as bytes. Key 0x00… belongs to the [Runner], the others to the
+// are compared as bytes and have at least one. Key 0x00… belongs to the [Runner], the others to the
 // projections by their first byte, see [Projection].
 //
 // An implementation passes the suite of package storetest.
