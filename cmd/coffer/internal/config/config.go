@@ -85,6 +85,9 @@ type Region struct {
 	URL string `toml:"url"`
 	// KMS names the key provider, for example local:/var/lib/coffer/eu.key.
 	KMS string `toml:"kms"`
+	// KMSOthers name further key providers that wrap keys of the region's apps,
+	// beside those that migrations have brought in.
+	KMSOthers []string `toml:"kms_others"`
 	// Plaintext asks for HTTP; refused but on a loopback address.
 	Plaintext bool `toml:"plaintext"`
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/embedded"
@@ -44,6 +45,8 @@ type region struct {
 	nats     *embedded.Server // nil for an external one
 	conn     *nats.Conn
 	provider kms.Provider
+	audit    *keyAudit
+	keys     *keys.Admin
 	store    *pebble.Store
 	view     *history.View
 	journal  *journal.Journal
@@ -83,8 +86,8 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if r.url == "" {
 		r.url = scheme(o.region) + r.listener.Addr().String()
 	}
-	audit := &keyAudit{}
-	if r.provider, err = openProvider(ctx, o.region, fresh, audit, o.log); err != nil {
+	r.audit = &keyAudit{}
+	if r.provider, err = openProvider(ctx, o.region, fresh, r.audit, o.log); err != nil {
 		return r, err
 	}
 	if r.store, err = openStore(views, o.log); err != nil {
@@ -102,7 +105,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if err := checkWitness(dir, r.journal.Streams()); err != nil {
 		return r, err
 	}
-	audit.journal.Store(r.journal)
+	r.audit.journal.Store(r.journal)
 	return r, r.prepareHTTP()
 }
 
@@ -178,7 +181,7 @@ func (r *region) openJournal(ctx context.Context) error {
 func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
-		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Accounts: r.accounts,
+		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
@@ -200,6 +203,7 @@ func (r *region) run(ctx context.Context) error {
 		}
 	})
 	views.Go(func() { r.clean(ctx) })
+	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listener: %w", err)
 	}
@@ -230,6 +234,9 @@ func (r *region) close() error {
 	}
 	if r.nats != nil {
 		errs = append(errs, r.nats.Close())
+	if r.keys != nil {
+		errs = append(errs, r.keys.Close())
+	}
 	}
 	if r.store != nil {
 		errs = append(errs, r.store.Close())

@@ -90,6 +90,11 @@ func (s *Server) createApp(c *call) error {
 			return err
 		}
 	}
+	// After a migration of the region's keys no app may go under the KEK that was
+	// left, so which one it is must be known.
+	if err := s.keys.Settle(c.r.Context()); err != nil {
+		return err
+	}
 	app, err := s.journal.CreateApp(c.r.Context(), journal.AppSpec{Name: in.Name, Account: in.Account, Plan: in.Plan})
 	if err != nil {
 		return err
@@ -134,7 +139,7 @@ func (s *Server) createAccount(c *call) error {
 func (s *Server) audit(c *call, action, target string, detail map[string]string) {
 	maps.DeleteFunc(detail, func(_, v string) bool { return v == "" })
 	err := s.journal.Audit(c.r.Context(), journal.AuditEntry{
-		Actor: "operator:token", Action: action, Target: target, Outcome: "ok", Detail: detail,
+		Actor: operatorActor, Action: action, Target: target, Outcome: "ok", Detail: detail,
 	})
 	if err != nil {
 		s.log.Error("audit record failed", "request_id", c.id, "action", action, "target", target, "err", err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections"
@@ -41,6 +42,10 @@ type problem struct {
 	// OldestPosition is where to begin again: after it comes the oldest event
 	// that is kept (cursor-expired).
 	OldestPosition string `json:"oldest_position,omitempty"`
+	// Needed counts what still needs a key, and Uses names some of it
+	// (key-needed).
+	Needed int        `json:"needed,omitzero"`
+	Uses   []keys.Use `json:"uses,omitempty"`
 
 	retryAfter int    // seconds
 	allow      string // for 405
@@ -98,6 +103,9 @@ func kinds() kindTable {
 		conflict:          kind{status: 409, code: "idempotency-conflict", title: "The id is taken by another content"},
 		exists:            kind{status: 409, code: "already-exists", title: "It exists already"},
 		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
+		keyNeeded:         kind{status: 409, code: "key-needed", title: "The key is still needed"},
+		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
+		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
 		cursorExpired:     kind{status: 410, code: "cursor-expired", title: "The cursor is older than what is kept"},
 		erased:            kind{status: 410, code: "erased", title: "It has been erased"},
 		retentionExpired:  kind{status: 410, code: "retention-expired", title: "It is older than the plan keeps"},
@@ -121,7 +129,7 @@ type kindTable struct {
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
-	kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
+	keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }
 
 // mapping is a row of the error table. An empty detail means that the error's
@@ -183,6 +191,14 @@ func errorTable() []mapping {
 		{projections.ErrStopped, k.storeInconsistent, "the view has stopped at an event that it cannot apply"},
 
 		// Keys. Whether waiting helps depends on who has to act.
+		// Administration of keys.
+		{keys.ErrSpec, k.invalidRequest, ""},
+		{keys.ErrNoJob, k.notFound, "there is no such job"},
+		{keys.ErrBusy, k.keysBusy, ""},
+		{keys.ErrNeeded, k.keyNeeded, ""},
+		{keys.ErrNotSupported, k.notSupported, ""},
+		{keys.ErrCorrupt, k.dataCorrupt, "a row of the key administration is damaged"},
+
 		{kms.ErrThrottled, k.kmsUnavailable, "the key service is busy"},
 		{kms.ErrUnavailable, k.kmsUnavailable, "the key service does not answer"},
 		{kms.ErrQuota, k.kmsRefused, "a quota of the key service is used up"},

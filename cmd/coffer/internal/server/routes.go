@@ -61,6 +61,20 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/accounts", who: operator, handle: (*Server).listAccounts},
 		{method: "POST", path: "/v1/admin/accounts", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createAccount},
 		{method: "GET", path: "/v1/admin/streams", who: operator, handle: (*Server).listStreams},
+
+		{method: "GET", path: "/v1/admin/keys/status", who: operator, handle: (*Server).keysStatus},
+		{method: "GET", path: "/v1/admin/keys/inventory", who: operator, handle: (*Server).keysInventory},
+		{method: "GET", path: "/v1/admin/keys/doctor", who: operator, handle: (*Server).keysDoctor},
+		{method: "POST", path: "/v1/admin/keys/rotate", who: operator, handle: (*Server).keysRotate},
+		{method: "GET", path: "/v1/admin/keys/jobs", who: operator, handle: (*Server).keysJobs},
+		{method: "POST", path: "/v1/admin/keys/jobs", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).keysStart},
+		{method: "GET", path: "/v1/admin/keys/jobs/{job}", who: operator, handle: (*Server).keysJob},
+		{method: "POST", path: "/v1/admin/keys/retire", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).keysRetire},
+		{method: "POST", path: "/v1/admin/keys/shred", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).keysShred},
+		{method: "GET", path: "/v1/admin/keys/backups", who: operator, handle: (*Server).keysBackups},
+		{method: "POST", path: "/v1/admin/keys/backups", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).keysBackup},
+		{method: "GET", path: "/v1/admin/audit", who: operator, query: []string{"from"}, handle: (*Server).auditLog},
+		{method: "GET", path: "/v1/admin/audit/head", who: operator, handle: (*Server).auditHead},
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
@@ -74,6 +75,7 @@ type Options struct {
 	History  *history.View
 	Runner   *projections.Runner
 	Accounts *accounts.Store
+	Keys     *keys.Admin
 	Operator auth.Operator
 
 	// Elsewhere names the other regions, by their number.
@@ -92,6 +94,7 @@ type Server struct {
 	history   *history.View
 	runner    *projections.Runner
 	accounts  *accounts.Store
+	keys      *keys.Admin
 	operator  auth.Operator
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
@@ -112,7 +115,7 @@ type Server struct {
 // New makes a server. It starts nothing.
 func New(o Options) *Server {
 	s := &Server{
-		region: o.Region, journal: o.Journal, history: o.History, runner: o.Runner, accounts: o.Accounts,
+		region: o.Region, journal: o.Journal, history: o.History, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
