@@ -173,7 +173,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	}
 	rows := journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
 	r.accounts = accounts.New(rows, r.journal.Keyring(), r.options.now)
-	return nil
+	return r.openKeys(ctx, js, syncer)
 }
 
 // run serves until closeListener; it returns an error when the listener or the
@@ -229,14 +229,14 @@ func (r *region) close() error {
 	if r.journal != nil {
 		errs = append(errs, r.journal.Close())
 	}
+	if r.keys != nil {
+		errs = append(errs, r.keys.Close())
+	}
 	if r.conn != nil {
 		r.conn.Close()
 	}
 	if r.nats != nil {
 		errs = append(errs, r.nats.Close())
-	if r.keys != nil {
-		errs = append(errs, r.keys.Close())
-	}
 	}
 	if r.store != nil {
 		errs = append(errs, r.store.Close())

@@ -102,10 +102,10 @@ func kinds() kindTable {
 		notAcceptable:     kind{status: 406, code: "not-acceptable", title: "No form that is accepted can be given"},
 		conflict:          kind{status: 409, code: "idempotency-conflict", title: "The id is taken by another content"},
 		exists:            kind{status: 409, code: "already-exists", title: "It exists already"},
-		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
 		keyNeeded:         kind{status: 409, code: "key-needed", title: "The key is still needed"},
 		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
 		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
+		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
 		cursorExpired:     kind{status: 410, code: "cursor-expired", title: "The cursor is older than what is kept"},
 		erased:            kind{status: 410, code: "erased", title: "It has been erased"},
 		retentionExpired:  kind{status: 410, code: "retention-expired", title: "It is older than the plan keeps"},
@@ -190,7 +190,6 @@ func errorTable() []mapping {
 		{journal.ErrIncarnation, k.storeInconsistent, "a stream is missing or is not the registered one"},
 		{projections.ErrStopped, k.storeInconsistent, "the view has stopped at an event that it cannot apply"},
 
-		// Keys. Whether waiting helps depends on who has to act.
 		// Administration of keys.
 		{keys.ErrSpec, k.invalidRequest, ""},
 		{keys.ErrNoJob, k.notFound, "there is no such job"},
@@ -199,6 +198,7 @@ func errorTable() []mapping {
 		{keys.ErrNotSupported, k.notSupported, ""},
 		{keys.ErrCorrupt, k.dataCorrupt, "a row of the key administration is damaged"},
 
+		// Keys. Whether waiting helps depends on who has to act.
 		{kms.ErrThrottled, k.kmsUnavailable, "the key service is busy"},
 		{kms.ErrUnavailable, k.kmsUnavailable, "the key service does not answer"},
 		{kms.ErrQuota, k.kmsRefused, "a quota of the key service is used up"},
