@@ -1,6 +1,7 @@
 package history
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,8 @@ func smallStore(dir string) (*pebble.Store, error) {
 	return pebble.Open(pebble.Options{Dir: dir, MemTable: 512 << 10, FlushEvery: 20 * time.Millisecond})
 }
 
-// follow fills the store in a folder from the script. With until it ends there.
+// follow fills the store in a folder from the script. It says so on standard
+// output when the first records are on disk.
 func follow(t *testing.T, dir string, s *script) {
 	store, err := smallStore(dir)
 	if err != nil {
@@ -87,6 +89,13 @@ func follow(t *testing.T, dir string, s *script) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- r.Run(ctx) }()
+	if err := r.Wait(ctx, appN(1), 20); err != nil {
+		t.Error(err)
+	}
+	if err := store.Flush(); err != nil {
+		t.Error(err)
+	}
+	_, _ = os.Stdout.WriteString("begun\n") // whoever listens may have gone
 	if err := r.Wait(ctx, appN(1), killEvents); err != nil {
 		t.Error(err)
 	}
@@ -109,14 +118,21 @@ func TestKilledAndResumed(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "killed")
 	rounds, resumed := 0, 0
-	for ; rounds < 12; rounds++ {
+	for ; rounds < 8; rounds++ {
 		// Its nonces differ, so what it wrote is compared by header and size.
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledAndResumed$")
 		cmd.Env = append(os.Environ(), killEnv+"="+dir)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(150+rand.IntN(250)) * time.Millisecond)
+		// The first line comes when something is on disk; nothing comes if the
+		// process has failed.
+		_, _ = bufio.NewReader(out).ReadString('\n')
+		time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 		store, err := smallStore(dir)
