@@ -140,6 +140,8 @@ type request struct {
 	mime     string // of the body
 	accept   string
 	operator bool
+
+	lastEvent string // Last-Event-ID
 }
 
 // appPath is a path below the app.
@@ -177,6 +179,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	if r.mime != "" {
 		req.Header.Set("Content-Type", r.mime)
+	}
+	if r.lastEvent != "" {
+		req.Header.Set("Last-Event-ID", r.lastEvent)
 	}
 	if r.accept != "" {
 		req.Header.Set("Accept", r.accept)

@@ -14,6 +14,8 @@
 //   - A replay that is cut is taken up again after the last event that arrived,
 //     so the caller sees each event once and in order. It ends without an error
 //     only when the server's trailer has arrived and its count agrees.
+//   - A tail ([Client.Tail]) is taken up again in the same way, by the cursors of
+//     server-sent events, for as long as its context lasts.
 //   - What the server refuses is a [*Problem] (RFC 9457), and [errors.Is] finds
 //     the class in it: [ErrNotFound], [ErrUnauthorized], …
 //   - No error's text contains a token or the content of an event.

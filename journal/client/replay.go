@@ -30,8 +30,8 @@ const quietLimit = 60 * time.Second
 // first.
 type Query struct {
 	// After is where to begin: the position of the last event that is known
-	// already, in decimal, or a cursor that the server gave. Empty means the
-	// beginning, or the end with Descending.
+	// already, in decimal, or a cursor that the server gave, or [Latest]. Empty
+	// means the beginning, or the end with Descending.
 	After string
 	// From and Until bound the events' own time: from ≤ time < until.
 	From, Until time.Time

@@ -217,6 +217,11 @@ func (r *region) closeListener(ctx context.Context) error {
 			return errors.Join(fmt.Errorf("requests were cut: %w", err), r.http.Close())
 		}
 	}
+	if r.server != nil {
+		if err := r.server.Wait(ctx); err != nil {
+			return fmt.Errorf("WebSockets were cut: %w", err)
+		}
+	}
 	if r.listener != nil {
 		_ = r.listener.Close() // closed already when it was served
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/journal"
@@ -15,6 +16,8 @@ type caller struct {
 	kind callers
 	app  journal.AppID // of appBackend and endUser
 	user string        // of endUser
+
+	expires time.Time // of the token; zero for an operator's
 }
 
 func (c callers) String() string {
@@ -127,9 +130,9 @@ func (s *Server) identify(r *http.Request, want journal.AppID) (caller, error) {
 		return caller{}, err
 	}
 	if claims.App {
-		return caller{kind: appBackend, app: app}, nil
+		return caller{kind: appBackend, app: app, expires: claims.Expires}, nil
 	}
-	return caller{kind: endUser, app: app, user: claims.User}, nil
+	return caller{kind: endUser, app: app, user: claims.User, expires: claims.Expires}, nil
 }
 
 func (s *Server) certificates(ctx context.Context, id journal.AppID) ([]string, error) {

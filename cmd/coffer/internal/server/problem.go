@@ -96,6 +96,7 @@ func kinds() kindTable {
 		tokenExpired:      kind{status: 401, code: "token-expired", title: "The token has expired"},
 		privilegeMissing:  kind{status: 403, code: "privilege-missing", title: "The credential does not allow this"},
 		appDisabled:       kind{status: 403, code: "app-disabled", title: "The app is disabled"},
+		originForbidden:   kind{status: 403, code: "origin-forbidden", title: "The page's origin may not do this"},
 		regionForbidden:   kind{status: 403, code: "region-forbidden", title: "The account may not use this region"},
 		notFound:          kind{status: 404, code: "not-found", title: "There is no such thing"},
 		methodNotAllowed:  kind{status: 405, code: "method-not-allowed", title: "The path does not take this method"},
@@ -127,7 +128,7 @@ func kinds() kindTable {
 
 type kindTable struct {
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
-	regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
+	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
 	keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }

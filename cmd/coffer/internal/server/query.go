@@ -50,6 +50,9 @@ func (s *Server) replayQuery(c *call) (history.Query, binding, error) {
 	if q.User, err = s.tagParameter(c, "user", kms.KindSubject, journal.CheckUserID); err != nil {
 		return q, b, err
 	}
+	if c.query.Get("after") == latestPlace {
+		return q, b, nil // see latest
+	}
 	place, err := s.placeParameter(c, "after", b)
 	if err != nil {
 		return q, b, err
@@ -127,25 +130,36 @@ func (s *Server) tagParameter(c *call, name, kind string, check func(string) err
 // or the decimal position of an event, which callers have from events and
 // results. Zero stands for none.
 func (s *Server) placeParameter(c *call, name string, b binding) (journal.Position, error) {
-	text := c.query.Get(name)
 	if !c.query.Has(name) {
 		return 0, nil
 	}
-	if !strings.HasPrefix(text, cursorPrefix) {
-		p, err := journal.ParsePosition(text)
-		if err != nil {
-			return 0, s.invalidParameter(name, "it is neither a cursor nor a position")
-		}
-		return p, nil
-	}
-	p, ok, err := decodeCursor(c.r.Context(), s.journal.MAC, c.app.ID, b, text)
+	place, err := s.parsePlace(c, c.query.Get(name), b)
 	if err != nil {
 		return 0, err
 	}
-	if !ok {
-		return 0, s.kinds.cursorMismatch.problem("the cursor was not made for this app, these filters and this order")
+	if place == nil {
+		return 0, s.invalidParameter(name, "it is neither a cursor nor a position")
 	}
-	return p, nil
+	return *place, nil
+}
+
+// parsePlace returns nil for what is no place at all.
+func (s *Server) parsePlace(c *call, text string, b binding) (*journal.Position, error) {
+	if !strings.HasPrefix(text, cursorPrefix) {
+		p, err := journal.ParsePosition(text)
+		if err != nil {
+			return nil, nil //nolint:nilnil,nilerr // not a place, which the caller says with its name
+		}
+		return &p, nil
+	}
+	p, ok, err := decodeCursor(c.r.Context(), s.journal.MAC, c.app.ID, b, text)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, s.kinds.cursorMismatch.problem("the cursor was not made for this app, these filters and this order")
+	}
+	return &p, nil
 }
 
 func (s *Server) cursor(c *call, b binding, p journal.Position) (string, error) {

@@ -2,23 +2,22 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"mime"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
-	"github.com/go-json-experiment/json"
-
+	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections/history"
 )
 
-// replayEvents answers with a page of JSON or, when Accept asks for it, with
-// the whole range as NDJSON.
+// replayEvents answers with a page of JSON or, when the caller asks for it, with
+// a stream: lines, server-sent events, or the messages of a WebSocket.
 func (s *Server) replayEvents(c *call) error {
-	lines, err := s.wantsLines(c.r)
+	form, err := s.answerForm(c.r)
 	if err != nil {
 		return err
 	}
@@ -26,36 +25,67 @@ func (s *Server) replayEvents(c *call) error {
 	if err != nil {
 		return err
 	}
-	follow, err := s.followParameter(c, lines, q)
+	if err := s.lastEventID(c, form, &q, b); err != nil {
+		return err
+	}
+	follow, err := s.followParameter(c, form, q)
 	if err != nil {
 		return err
 	}
+	least, most := 0, 0
+	if form == formPage {
+		least, most = defaultPage, maxPage
+	}
+	if q.Limit, err = s.limitParameter(c, least, most); err != nil {
+		return err
+	}
 	if err := s.await(c); err != nil {
+		return err
+	}
+	if err := s.latest(c, &q); err != nil {
 		return err
 	}
 	if !s.streams.TryAcquire(1) {
 		return s.kinds.overloaded.problem("too many replays are under way; try again")
 	}
 	defer s.streams.Release(1)
-	if lines {
-		if q.Limit, err = s.limitParameter(c, 0, 0); err != nil {
+	if form == formPage {
+		return s.trimmed(c, s.pageEvents(c, q, b))
+	}
+	out := &streamWriter{s: s, c: c, b: b, scanned: startOf(q)}
+	switch form {
+	case formEventStream:
+		out.form = &eventStream{plainStream: plainStream{s: s, c: c}, b: b}
+	case formSocket:
+		if out.form, err = s.newSocket(c); err != nil {
 			return err
 		}
-		return s.trimmed(c, s.streamEvents(c, q, b, follow))
+	default:
+		out.form = &lineStream{plainStream{s: s, c: c}}
 	}
-	if q.Limit, err = s.limitParameter(c, defaultPage, maxPage); err != nil {
-		return err
-	}
-	return s.trimmed(c, s.pageEvents(c, q, b))
+	return s.trimmed(c, s.streamEvents(c, q, out, follow))
 }
 
-// wantsLines chooses between the two forms; JSON is the default.
-func (s *Server) wantsLines(r *http.Request) (bool, error) {
+// answerForm is the form that the events are given in.
+type answerForm int
+
+const (
+	formPage answerForm = iota
+	formNDJSON
+	formEventStream
+	formSocket
+)
+
+// answerForm chooses the form; a page of JSON is the default.
+func (s *Server) answerForm(r *http.Request) (answerForm, error) {
+	if wantsSocket(r) {
+		return formSocket, nil
+	}
 	values := r.Header.Values("Accept")
 	if len(values) == 0 {
-		return false, nil
+		return formPage, nil
 	}
-	best, quality := "", 0.0
+	best, quality := formPage, 0.0
 	for entry := range strings.SplitSeq(strings.Join(values, ","), ",") {
 		media, parameters, err := mime.ParseMediaType(entry)
 		if err != nil {
@@ -67,35 +97,50 @@ func (s *Server) wantsLines(r *http.Request) (bool, error) {
 				continue
 			}
 		}
+		var form answerForm
 		switch media {
-		case typeJSON, typeNDJSON, typeNDJSON2, "application/*", "*/*":
+		case typeJSON, "application/*", "*/*":
+			form = formPage
+		case typeNDJSON, typeNDJSON2:
+			form = formNDJSON
+		case typeEventStream, "text/*":
+			form = formEventStream
 		default:
 			continue
 		}
 		if q > quality {
-			best, quality = media, q
+			best, quality = form, q
 		}
 	}
-	if best == "" {
-		return false, s.invalidHeader(s.kinds.notAcceptable, "Accept", "the answer can be application/json or application/x-ndjson")
+	if quality == 0 {
+		return 0, s.invalidHeader(s.kinds.notAcceptable, "Accept", "the answer can be application/json, application/x-ndjson or text/event-stream")
 	}
-	return best == typeNDJSON || best == typeNDJSON2, nil
+	return best, nil
 }
 
-func (s *Server) followParameter(c *call, lines bool, q history.Query) (bool, error) {
+// followParameter says whether the stream stays at the end. Server-sent events
+// and WebSockets do unless follow=false.
+func (s *Server) followParameter(c *call, form answerForm, q history.Query) (bool, error) {
+	follow := form == formEventStream || form == formSocket
 	switch text := c.query.Get("follow"); {
-	case !c.query.Has("follow"), text == "false":
-		return false, nil
-	case text != "true":
+	case !c.query.Has("follow"):
+	case text == "true":
+		follow = true
+	case text == "false":
+		follow = false
+	default:
 		return false, s.invalidParameter("follow", "it is true or false")
-	case !lines:
-		return false, s.invalidParameter("follow", "only application/x-ndjson can be followed")
-	case q.Reverse:
-		return false, s.invalidParameter("follow", "the end cannot be followed from the newest event backwards")
-	case !q.Until.IsZero():
-		return false, s.invalidParameter("follow", "a replay with until has an end")
 	}
-	return true, nil
+	switch {
+	case !follow:
+	case form == formPage:
+		return false, s.invalidParameter("follow", "a page of JSON cannot be followed; accept application/x-ndjson or text/event-stream")
+	case q.Reverse:
+		return false, s.invalidParameter("order", "the end cannot be followed from the newest event backwards")
+	case !q.Until.IsZero():
+		return false, s.invalidParameter("until", "a replay with until has an end and cannot be followed; follow=false says so")
+	}
+	return follow, nil
 }
 
 // pageEvents answers with one page.
@@ -147,21 +192,24 @@ func (s *Server) pageEvents(c *call, q history.Query, b binding) error {
 	return s.writeBody(c, http.StatusOK, typeJSON, out)
 }
 
-// streamEvents answers with lines and the trailer. A problem after the answer
-// has begun goes into the trailer, with the cursor that goes on after it.
-func (s *Server) streamEvents(c *call, q history.Query, b binding, follow bool) error {
+// streamEvents gives the events one after the other, and then the trailer. A
+// problem after the answer has begun goes into the trailer, with the cursor that
+// goes on after it.
+func (s *Server) streamEvents(c *call, q history.Query, out *streamWriter, follow bool) error {
 	ctx, cancel := context.WithCancel(c.r.Context())
-	defer cancel()
-	out := &lineWriter{s: s, c: c, scanned: startOf(q)}
 	source := newLineSource(s, c.app.ID)
 	source.start(ctx, q, follow)
+	defer source.wait()
+	defer cancel()
 	tick, stop := s.keepAliveTicker(follow)
 	defer stop()
+	expired, stopExpiry := s.expiry(c, follow)
+	defer stopExpiry()
 	for {
 		select {
 		case batch, ok := <-source.opened:
 			if !ok {
-				return s.trailer(c, out, b, nil)
+				return out.end(nil)
 			}
 			err := batch.err
 			if writeErr := out.batch(batch); writeErr != nil {
@@ -169,16 +217,33 @@ func (s *Server) streamEvents(c *call, q history.Query, b binding, follow bool) 
 			}
 			source.recycle(batch)
 			if err != nil {
-				return s.trailer(c, out, b, err)
+				return out.end(err)
+			}
+			if follow && c.r.Method == http.MethodHead {
+				return nil
 			}
 		case <-tick:
-			if err := out.write([]byte(keepAlive)); err != nil {
+			if err := out.alive(); err != nil {
 				return err
 			}
+		case <-out.gone():
+			return errCallerGone
+		case <-expired:
+			return out.end(auth.ErrExpired)
 		case <-s.stopping:
-			return s.trailer(c, out, b, nil)
+			return out.end(errStopping)
 		}
 	}
+}
+
+// expiry fires when the caller's token expires: a stream does not outlive the
+// credential that opened it.
+func (s *Server) expiry(c *call, follow bool) (<-chan time.Time, func()) {
+	if !follow || c.caller.expires.IsZero() {
+		return nil, func() {}
+	}
+	t := time.NewTimer(c.caller.expires.Sub(s.now()))
+	return t.C, func() { t.Stop() }
 }
 
 func startOf(q history.Query) journal.Position {
@@ -186,82 +251,4 @@ func startOf(q history.Query) journal.Position {
 		return q.Before
 	}
 	return q.After
-}
-
-// lineWriter sends a stream and knows how far it has come.
-type lineWriter struct {
-	s       *Server
-	c       *call
-	count   int
-	omitted int
-	scanned journal.Position
-}
-
-func (l *lineWriter) batch(b *sealedBatch) error {
-	// An error before anything was sent is an ordinary problem, with its status.
-	if b.err != nil && l.c.w.status == 0 && len(b.lines) == 0 {
-		return b.err
-	}
-	l.count += b.count
-	l.omitted += b.omitted
-	if b.scanned != 0 {
-		l.scanned = b.scanned
-	}
-	return l.write(b.lines)
-}
-
-func (l *lineWriter) write(b []byte) error {
-	if l.c.w.status == 0 {
-		l.c.w.Header().Set("Content-Type", typeNDJSON)
-		l.c.w.WriteHeader(http.StatusOK)
-	}
-	if l.c.r.Method == http.MethodHead {
-		return nil
-	}
-	l.s.extendDeadline(l.c)
-	if _, err := l.c.w.Write(b); err != nil {
-		return fmt.Errorf("%w: %w", errCallerGone, err)
-	}
-	if err := http.NewResponseController(l.c.w).Flush(); err != nil {
-		return fmt.Errorf("%w: %w", errCallerGone, err)
-	}
-	return nil
-}
-
-// errCallerGone means that nobody takes the answer any more.
-var errCallerGone = errors.New("the caller has gone")
-
-type trailer struct {
-	Count      int      `json:"count"`
-	Omitted    int      `json:"omitted"`
-	Next       string   `json:"next"`
-	Checkpoint *string  `json:"checkpoint"` // of the ledger; none yet
-	Problem    *problem `json:"problem,omitempty"`
-}
-
-func (s *Server) trailer(c *call, l *lineWriter, b binding, cause error) error {
-	t := trailer{Count: l.count, Omitted: l.omitted}
-	if cause != nil {
-		if errors.Is(cause, context.Canceled) {
-			return cause // the caller has gone
-		}
-		t.Problem = s.problemOf(s.trimmed(c, cause))
-		t.Problem.RequestID = c.id
-	}
-	next, err := s.cursor(c, b, l.scanned)
-	if err != nil {
-		// Without a cursor there is no trailer, and the reader sees a cut.
-		return err
-	}
-	t.Next = next
-	line, err := json.Marshal(struct {
-		End trailer `json:"end"`
-	}{t})
-	if err != nil {
-		return fmt.Errorf("encoding a trailer: %w", err)
-	}
-	if err := l.write(append(line, '\n')); err != nil {
-		return err
-	}
-	return cause
 }

@@ -108,7 +108,8 @@ type Server struct {
 	bodies  *semaphore.Weighted // bytes of request bodies in memory
 	streams *semaphore.Weighted // replays under way
 
-	stopping chan struct{} // closed by Stop
+	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http
+	stopping chan struct{}  // closed by Stop
 	stop     sync.Once
 }
 
@@ -136,6 +137,22 @@ func New(o Options) *Server {
 // which waits for open requests can shut down. Requests are still answered.
 func (s *Server) Stop() { s.stop.Do(func() { close(s.stopping) }) }
 
+// Wait returns when the WebSockets have ended after [Server.Stop], or when ctx
+// ends. http.Server.Shutdown waits for all other streams but not for these.
+func (s *Server) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.sockets.Wait()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // call is one request on its way through.
 type call struct {
 	w      *responseWriter
@@ -146,6 +163,7 @@ type call struct {
 	app    journal.App // of routes below an app
 	caller caller
 	id     string
+	after  []func() // run at the end, the last one first
 }
 
 // ServeHTTP answers one request and logs it.
@@ -165,6 +183,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if c.w.status != 0 {
 				panic(http.ErrAbortHandler) // an answer that has begun must not look whole
 			}
+		}
+	}()
+	defer func() {
+		for _, f := range slices.Backward(c.after) {
+			f()
 		}
 	}()
 	s.finish(c, started, s.serve(c)) //nolint:contextcheck // see above
@@ -284,7 +307,7 @@ type responseWriter struct {
 }
 
 func (w *responseWriter) WriteHeader(status int) {
-	if w.status == 0 && status >= 200 {
+	if w.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		w.status = status
 	}
 	w.ResponseWriter.WriteHeader(status)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/cofferdb/coffer/journal"
@@ -21,6 +22,10 @@ const (
 	batches     = 6 // three being worked on, three waiting
 )
 
+// idleBuffer is the largest buffer that a stream keeps once it has come to the
+// end of the view: most tails are idle most of the time, and there are many.
+const idleBuffer = 4 << 10
+
 // sealedBatch is what goes down the line: records copied from the view, then
 // the lines made of them.
 type sealedBatch struct {
@@ -29,10 +34,15 @@ type sealedBatch struct {
 	// scanned is the position up to which the view has been read.
 	scanned journal.Position
 
-	lines   []byte
-	count   int // lines
-	omitted int // recalled, or destroyed with their keys
-	err     error
+	// live is set on the last batch before the end of the view.
+	live bool
+
+	lines     []byte
+	ends      []int // of each line in lines, with its newline
+	positions []journal.Position
+	count     int // lines
+	omitted   int // recalled, or destroyed with their keys
+	err       error
 }
 
 type batchItem struct {
@@ -42,7 +52,13 @@ type batchItem struct {
 }
 
 func (b *sealedBatch) reset() {
-	*b = sealedBatch{records: b.records[:0], items: b.items[:0], lines: b.lines[:0]}
+	if b.live && cap(b.records)+cap(b.lines) > idleBuffer {
+		*b = sealedBatch{}
+		return
+	}
+	*b = sealedBatch{
+		records: b.records[:0], items: b.items[:0], lines: b.lines[:0], ends: b.ends[:0], positions: b.positions[:0],
+	}
 }
 
 // lineSource runs the first two of the three. Every batch received must be
@@ -53,6 +69,7 @@ type lineSource struct {
 	free   chan *sealedBatch
 	sealed chan *sealedBatch
 	opened chan *sealedBatch
+	work   sync.WaitGroup
 }
 
 func newLineSource(s *Server, app journal.AppID) *lineSource {
@@ -69,11 +86,11 @@ func newLineSource(s *Server, app journal.AppID) *lineSource {
 // start reads until the end of the view or, when follow is set, until ctx ends.
 // The channel opened is closed after the last batch; an error is in it.
 func (l *lineSource) start(ctx context.Context, q history.Query, follow bool) {
-	go func() {
+	l.work.Go(func() {
 		defer close(l.sealed)
 		l.read(ctx, q, follow)
-	}()
-	go func() {
+	})
+	l.work.Go(func() {
 		defer close(l.opened)
 		for b := range l.sealed {
 			l.open(ctx, b)
@@ -83,12 +100,35 @@ func (l *lineSource) start(ctx context.Context, q history.Query, follow bool) {
 				return
 			}
 		}
-	}()
+	})
 }
 
+// wait returns when both goroutines have ended, which they do soon after their
+// context: nobody may read the view when a request is over.
+func (l *lineSource) wait() { l.work.Wait() }
+
 func (l *lineSource) recycle(b *sealedBatch) {
+	live := b.live
 	b.reset()
+	if live {
+		l.shrink()
+	}
 	l.free <- b
+}
+
+// shrink lets go of the buffers that are waiting.
+func (l *lineSource) shrink() {
+	for range len(l.free) {
+		select {
+		case b := <-l.free:
+			if cap(b.records)+cap(b.lines) > idleBuffer {
+				b = &sealedBatch{}
+			}
+			l.free <- b
+		default:
+			return
+		}
+	}
 }
 
 func (l *lineSource) read(ctx context.Context, q history.Query, follow bool) {
@@ -141,7 +181,7 @@ func (l *lineSource) pass(ctx context.Context, q history.Query) (int, journal.Po
 	}
 	b.err = err
 	if err == nil {
-		b.scanned = next
+		b.scanned, b.live = next, true
 	}
 	l.sealed <- b
 	return n, next, err
@@ -173,6 +213,7 @@ func (l *lineSource) open(ctx context.Context, b *sealedBatch) {
 		switch {
 		case err == nil:
 			b.lines = append(lines, '\n')
+			b.ends, b.positions = append(b.ends, len(b.lines)), append(b.positions, item.position)
 			b.count++
 		case gone(err):
 			b.omitted++
@@ -205,11 +246,6 @@ func (s *Server) appendLine(ctx context.Context, dst []byte, app journal.AppID, 
 	opened, _ = position.AppendText(opened)
 	return append(opened, `"}`...), nil
 }
-
-// keepAlive is what a followed stream sends while nothing happens: white space
-// before the next line, which every reader of JSON skips and no reader of lines
-// takes for one.
-const keepAlive = " "
 
 func (s *Server) keepAliveTicker(follow bool) (<-chan time.Time, func()) {
 	if !follow {
