@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,52 +14,60 @@ import (
 	"github.com/cofferdb/coffer/kms"
 )
 
-// route is what appending to and opening from an app needs at hand. It is
-// replaced when the app's row changes.
+// route is what appending to and opening from an app needs at hand. It lives as
+// long as what the registry remembers of the app.
 type route struct {
 	text     string // the app's id
 	plan     Plan
-	planText string
 	gen      uint16
-	shard    int
+	disabled bool
 	stream   *stream
 	subjects [Buckets]string
 	aad      []byte // up to the record's header, whose length it ends with
+
+	seed          maphash.Seed
+	conversations tagCache
+	users         tagCache
 }
 
 // route returns the app's route, whether the app is disabled or not.
-func (j *Journal) route(ctx context.Context, id AppID) (*route, bool, error) {
+func (j *Journal) route(ctx context.Context, id AppID) (*route, error) {
 	if j.closed.Load() {
-		return nil, false, fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+		return nil, fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+	}
+	known := j.registry.cached(id)
+	if known != nil && id.Region() == j.region.Number {
+		if r := known.route.Load(); r != nil {
+			return r, nil
+		}
 	}
 	app, err := j.registry.App(ctx, id)
 	if err != nil {
-		return nil, false, err
-	}
-	if v, ok := j.routes.Load(id); ok {
-		r := v.(*route) //nolint:errcheck,forcetypeassert // nothing else is stored
-		if r.planText == app.Plan && r.gen == app.Generation && r.shard == app.Shard {
-			return r, app.Disabled, nil
-		}
+		return nil, err
 	}
 	plan, ok := j.plans[app.Plan]
 	if !ok {
-		return nil, false, fmt.Errorf("app %s: plan %q: %w", id, app.Plan, ErrUnknownPlan)
+		return nil, fmt.Errorf("app %s: plan %q: %w", id, app.Plan, ErrUnknownPlan)
 	}
 	r := &route{
-		text: id.String(), plan: plan, planText: app.Plan, gen: app.Generation, shard: app.Shard,
+		text: id.String(), plan: plan, gen: app.Generation, disabled: app.Disabled,
+		seed: maphash.MakeSeed(), conversations: tagCache{kind: kms.KindConversation}, users: tagCache{kind: kms.KindSubject},
 		stream: j.streams[StreamName(j.region.ID, app.Plan, app.Shard)],
 	}
 	if r.stream == nil {
-		return nil, false, fmt.Errorf("app %s: %w: shard %d of plan %s", id, ErrUnknownPlan, app.Shard, app.Plan)
+		return nil, fmt.Errorf("app %s: %w: shard %d of plan %s", id, ErrUnknownPlan, app.Shard, app.Plan)
 	}
 	for i := range r.subjects {
 		r.subjects[i] = Subject{Plan: app.Plan, Shard: app.Shard, App: id, Bucket: i}.String()
 	}
 	aad := appendAAD(nil, j.region.ID, id, j.logID, make([]byte, HeaderSize))
 	r.aad = aad[: len(aad)-HeaderSize : len(aad)-HeaderSize]
-	j.routes.Store(id, r)
-	return r, app.Disabled, nil
+	// Only what is remembered now and was before the app was read: a change in
+	// between must not keep an old route.
+	if known != nil && known == j.registry.cached(id) {
+		known.route.Store(r)
+	}
+	return r, nil
 }
 
 // scratch is room for sealing and opening.
@@ -147,11 +156,11 @@ type follower struct {
 // disabled or of another region, its keys cannot be had, or the journal is
 // closed. Then there are no results.
 func (j *Journal) Append(ctx context.Context, app AppID, events ...Event) ([]Result, error) {
-	r, disabled, err := j.route(ctx, app)
+	r, err := j.route(ctx, app)
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
-	if disabled {
+	if r.disabled {
 		return nil, fmt.Errorf("append: app %s: %w", app, ErrDisabled)
 	}
 	tagger, err := j.keyring.Tagger(ctx, r.text)
@@ -202,7 +211,7 @@ func (a *appending) prepare(ctx context.Context, events []Event) {
 		if epochs[epoch] == nil {
 			epochs[epoch] = make(map[kms.Tag]struct{}, 8)
 		}
-		epochs[epoch][a.tagger.Tag(kms.KindSubject, events[i].Sender)] = struct{}{}
+		epochs[epoch][a.route.users.tag(a.route.seed, a.tagger, events[i].Sender)] = struct{}{}
 	}
 	for epoch, set := range epochs {
 		subjects := make([]kms.Tag, 0, len(set))
@@ -228,10 +237,10 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 	}
 	header := Header{Type: e.Type, Millis: e.Time.UnixMilli(), Event: a.tagger.Tag(kms.KindEvent, e.ID)}
 	if e.Conversation != "" {
-		header.Conversation = a.tagger.Tag(kms.KindConversation, e.Conversation)
+		header.Conversation = a.route.conversations.tag(a.route.seed, a.tagger, e.Conversation)
 	}
 	if e.Recipient != "" {
-		header.Peer = a.tagger.Tag(kms.KindSubject, e.Recipient)
+		header.Peer = a.route.users.tag(a.route.seed, a.tagger, e.Recipient)
 	}
 	if e.Target != "" {
 		header.Target = a.tagger.Tag(kms.KindEvent, e.Target)
@@ -255,7 +264,7 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 		}
 	}
 	clock := a.route.plan.Clock(e.Time, a.now)
-	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.plan.EpochAt(clock, a.route.gen), a.tagger.Tag(kms.KindSubject, e.Sender))
+	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.plan.EpochAt(clock, a.route.gen), a.route.users.tag(a.route.seed, a.tagger, e.Sender))
 	if err != nil {
 		recent.release(mine)
 		return fmt.Errorf("key for sealing: %w", err)
@@ -418,7 +427,7 @@ func (j *Journal) OpenRecord(ctx context.Context, dst []byte, app AppID, record 
 	if err != nil {
 		return nil, err
 	}
-	r, _, err := j.route(ctx, app)
+	r, err := j.route(ctx, app)
 	if err != nil {
 		return nil, fmt.Errorf("open a record: %w", err)
 	}

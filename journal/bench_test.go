@@ -1,6 +1,7 @@
 package journal_test
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"sync"
@@ -143,8 +144,15 @@ func BenchmarkAppend(b *testing.B) {
 			w := begin(b, b.TempDir(), false, nil)
 			app := newApp(b, w.Journal)
 			event := parsedMessage(b, app, 1024)
-			ours := func(int) error {
-				_, err := appendOne(b.Context(), w.Journal, app, event)
+			// Each writer has a context of its own, as a request has.
+			contexts := make([]context.Context, n)
+			for i := range contexts {
+				var cancel context.CancelFunc
+				contexts[i], cancel = context.WithCancel(b.Context())
+				defer cancel()
+			}
+			ours := func(worker int) error {
+				_, err := appendOne(contexts[worker], w.Journal, app, event)
 				return err
 			}
 			var rawSlices, ourSlices []slice

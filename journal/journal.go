@@ -116,7 +116,6 @@ type Journal struct {
 	streams  map[string]*stream // by name; not changed after Open
 	order    []StreamInfo
 
-	routes sync.Map // AppID → *route
 	closed atomic.Bool
 	stop   context.CancelFunc
 	ctx    context.Context //nolint:containedctx // the life of the background work

@@ -28,8 +28,9 @@ type pipeline struct {
 	ack  ackParser
 	lost chan nats.Status
 
-	wake chan struct{} // of capacity 1: for the settler
-	end  chan struct{} // the settler stops
+	answers chan *nats.Msg // read by the settler itself: no goroutine in between
+	wake    chan struct{}  // of capacity 1: for the settler
+	end     chan struct{}  // the settler stops
 
 	mu      sync.Mutex // guards what follows
 	prefix  string     // of the inbox; replaced when chunks are given up
@@ -49,6 +50,7 @@ type pipeline struct {
 	// The settler is patient: after a sync its writers come back, and a sync
 	// that the first few of them get alone makes the others wait for two.
 	waiting int           // acknowledged events in open
+	since   time.Time     // when the first of them was acknowledged
 	known   int           // writers that were seen at once, by their events
 	cost    time.Duration // of a sync, averaged
 	due     *time.Timer   // ends the patience
@@ -68,8 +70,9 @@ type chunk struct {
 func newPipeline(s *stream, nc *nats.Conn) (*pipeline, error) {
 	p := &pipeline{
 		s: s, nc: nc, ack: newAckParser(s.info.Name), wake: make(chan struct{}, 1), end: make(chan struct{}),
-		lost: nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED),
-		sent: s.last, settled: s.last,
+		answers: make(chan *nats.Msg, 2*maxCommitEvents), // one for each chunk, at most
+		lost:    nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED),
+		sent:    s.last, settled: s.last,
 	}
 	p.idle = sync.NewCond(&p.mu)
 	p.timer = time.AfterFunc(time.Hour, p.signal)
@@ -82,7 +85,7 @@ func newPipeline(s *stream, nc *nats.Conn) (*pipeline, error) {
 // renew makes a new inbox, so that answers to what was given up reach nobody.
 func (p *pipeline) renew() error {
 	prefix := nats.NewInbox() + "."
-	sub, err := p.nc.Subscribe(prefix+"*", p.receive)
+	sub, err := p.nc.ChanSubscribe(prefix+"*", p.answers)
 	if err != nil {
 		return fmt.Errorf("subscribe to acknowledgements: %w", unavailable(err))
 	}
@@ -240,15 +243,10 @@ func (p *pipeline) receive(m *nats.Msg) {
 		return
 	}
 	c.acked = true
-	first := p.waiting == 0
-	p.waiting += len(c.entries)
-	switch {
-	case p.busy: // it looks again by itself
-	case p.waiting >= p.known:
-		p.signal()
-	case first:
-		p.due.Reset(p.patience())
+	if p.waiting == 0 {
+		p.since = time.Now()
 	}
+	p.waiting += len(c.entries)
 }
 
 // patience is how long the settler waits for writers it knows: a fraction of
@@ -261,6 +259,16 @@ func (p *pipeline) settle() {
 	var chunks []*chunk
 	for {
 		select {
+		case m := <-p.answers:
+			p.receive(m)
+			for more := true; more; {
+				select {
+				case m := <-p.answers:
+					p.receive(m)
+				default:
+					more = false
+				}
+			}
 		case <-p.wake:
 		case <-p.lost:
 			p.fail(nats.ErrDisconnected)
@@ -303,8 +311,13 @@ func (p *pipeline) takeAcked(dst []*chunk) []*chunk {
 	if n == 0 {
 		return dst
 	}
+	if p.waiting < p.known {
+		if left := p.patience() - time.Since(p.since); left > 0 {
+			p.due.Reset(left)
+			return dst
+		}
+	}
 	p.waiting = 0
-	p.due.Stop()
 	dst = append(dst, p.open[:n]...)
 	rest := copy(p.open, p.open[n:])
 	clear(p.open[rest:])
@@ -339,12 +352,6 @@ func (p *pipeline) release(chunks []*chunk, took time.Duration, err error) {
 	}
 	p.busy = false
 	p.idle.Broadcast()
-	switch {
-	case p.waiting >= p.known:
-		p.signal()
-	case p.waiting > 0:
-		p.due.Reset(p.patience())
-	}
 	if p.hungry || p.broken != nil {
 		p.s.kick()
 	}

@@ -64,7 +64,8 @@ type Registry struct {
 
 type cachedApp struct {
 	app   App
-	stale atomic.Bool // set by a timer: reading the clock would cost more than the look-up
+	route atomic.Pointer[route] // made when the app is first appended to or opened from
+	stale atomic.Bool           // set by a timer: reading the clock would cost more than the look-up
 }
 
 // appRecord is an app's row.
