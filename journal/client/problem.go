@@ -53,6 +53,10 @@ type Problem struct {
 	Errors    []InputError `json:"errors"`
 	// OldestAvailable is set where something was older than is kept.
 	OldestAvailable time.Time `json:"oldest_available"`
+	// Needed counts what still needs a key that was to be retired, and Uses
+	// names some of it.
+	Needed int      `json:"needed"`
+	Uses   []KeyUse `json:"uses"`
 
 	// RetryAfter is what the Retry-After header asked for; 0 without one.
 	RetryAfter time.Duration `json:"-"`

@@ -64,6 +64,8 @@ type commands struct {
 	History historyCmd `cmd:"" help:"Read a conversation, newest message first."`
 	Token   tokenCmds  `cmd:"" help:"Make an access token."`
 	App     appCmds    `cmd:"" help:"Make and list apps (as an operator)."`
+	Keys    keysCmds   `cmd:"" help:"Administer the keys of a region (as an operator)."`
+	Audit   auditCmd   `cmd:"" help:"Read and verify the audit log (as an operator)."`
 	Doctor  doctorCmd  `cmd:"" help:"Check that a server can be used, and say what is wrong."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 	Bench   benchCmd   `cmd:"" help:"Measure append, replay or history beside bare means."`

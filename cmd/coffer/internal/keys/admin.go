@@ -20,7 +20,7 @@ import (
 var (
 	// ErrSpec means that an operation does not make sense as it was asked for.
 	// Correct it.
-	ErrSpec = errors.New("not a key operation")
+	ErrSpec = errors.New("not possible as asked")
 	// ErrNoJob means that no job has this id.
 	ErrNoJob = errors.New("no such job")
 	// ErrBusy means that another job is under way; it names it. Wait for it.

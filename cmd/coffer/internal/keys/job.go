@@ -229,8 +229,11 @@ func (a *Admin) Start(ctx context.Context, spec Spec) (Job, error) {
 	var target *kms.Identity
 	if spec.Kind == Migrate {
 		id, err := a.openSetting(ctx, spec.To)
-		if err != nil {
+		switch {
+		case kms.Retryable(err) || ctx.Err() != nil:
 			return Job{}, fmt.Errorf("migrate: %w", err)
+		case err != nil:
+			return Job{}, fmt.Errorf("%w: the destination cannot be used: %w", ErrSpec, err)
 		}
 		target = &id
 	}
