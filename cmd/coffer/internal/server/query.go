@@ -163,7 +163,24 @@ func (s *Server) parsePlace(c *call, text string, b binding) (*journal.Position,
 }
 
 func (s *Server) cursor(c *call, b binding, p journal.Position) (string, error) {
-	return encodeCursor(c.r.Context(), s.journal.MAC, c.app.ID, b, p)
+	mac := s.journal.MAC
+	if c.mac != nil {
+		mac = c.mac
+	}
+	return encodeCursor(c.r.Context(), mac, c.app.ID, b, p)
+}
+
+// holdCursors takes what makes the call's cursors: a replay whose keys go on the
+// way must still be able to say from where to go on.
+func (s *Server) holdCursors(c *call) error {
+	tagger, err := s.journal.Keyring().Tagger(c.r.Context(), c.app.ID.String())
+	if err != nil {
+		return fmt.Errorf("preparing cursors: %w", err)
+	}
+	c.mac = func(_ context.Context, _ journal.AppID, purpose string, message []byte) ([32]byte, error) {
+		return tagger.MAC(purpose, message), nil
+	}
+	return nil
 }
 
 // limitParameter reads limit; 0 is returned when there is none and none is

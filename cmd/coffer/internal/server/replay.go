@@ -45,6 +45,9 @@ func (s *Server) replayEvents(c *call) error {
 	if err := s.latest(c, &q); err != nil {
 		return err
 	}
+	if err := s.holdCursors(c); err != nil {
+		return err
+	}
 	if !s.streams.TryAcquire(1) {
 		return s.kinds.overloaded.problem("too many replays are under way; try again")
 	}

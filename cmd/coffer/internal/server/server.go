@@ -163,6 +163,7 @@ type call struct {
 	app    journal.App // of routes below an app
 	caller caller
 	id     string
+	mac    macFunc  // of cursors, when set
 	after  []func() // run at the end, the last one first
 }
 
