@@ -97,6 +97,47 @@ func (d *loopDisk) cut(t *testing.T) {
 	}
 }
 
+// freeze stops every thread of a process where it is, as a power cut does. A
+// process that ran on while its file system is shut down would acknowledge what
+// no real one can: ext4 lets a sync that is under way at that moment return
+// without an error though its extents were never converted. A thread that is in
+// the kernel stops before it returns.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); !frozen(t, pid); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the writer does not stop")
+		}
+	}
+}
+
+// frozen reports whether no thread can run code of its own any more: each is
+// stopped, or waits for a disk. See proc_pid_stat(5).
+func frozen(t *testing.T, pid int) bool {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/stat")
+	if err != nil || len(tasks) == 0 {
+		t.Fatalf("the writer's threads: %d, %v", len(tasks), err)
+	}
+	for _, task := range tasks {
+		stat, err := os.ReadFile(task)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // it has just ended
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, state, ok := strings.Cut(string(stat), ") ")
+		if !ok || (state[0] != 'T' && state[0] != 'D') {
+			return false
+		}
+	}
+	return true
+}
+
 // TestPowerCut cuts the power while 64 writers append, several times on the
 // same disk: every acknowledged event is there once. Without the syncs, events
 // are lost, so the test can fail.
@@ -116,6 +157,7 @@ func TestPowerCut(t *testing.T) {
 				}
 				w := startWriter(t, d.dir, mode, round)
 				acked = append(acked, w.take(t, n, func() {
+					freeze(t, w.cmd.Process.Pid)
 					d.cut(t)
 					_ = w.cmd.Process.Kill()
 				})...)
