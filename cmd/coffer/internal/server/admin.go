@@ -68,13 +68,15 @@ func (s *Server) showApp(c *call) error {
 	return s.writeJSON(c, http.StatusOK, viewApp(app))
 }
 
+type createAppBody struct {
+	Name    string `json:"name" required:""`
+	Account string `json:"account"`
+	Plan    string `json:"plan" required:""`
+}
+
 // createApp makes an app of an account of this region.
 func (s *Server) createApp(c *call) error {
-	var in struct {
-		Name    string `json:"name"`
-		Account string `json:"account"`
-		Plan    string `json:"plan"`
-	}
+	var in createAppBody
 	if err := s.decode(c, &in); err != nil {
 		return err
 	}
@@ -116,13 +118,15 @@ func (s *Server) listAccounts(c *call) error {
 	return s.writeJSON(c, http.StatusOK, list[accounts.Account]{Data: found})
 }
 
+type createAccountBody struct {
+	ID      string   `json:"id" required:""`
+	Name    string   `json:"name"`
+	Home    string   `json:"home"`
+	Regions []string `json:"regions"`
+}
+
 func (s *Server) createAccount(c *call) error {
-	var in struct {
-		ID      string   `json:"id"`
-		Name    string   `json:"name"`
-		Home    string   `json:"home"`
-		Regions []string `json:"regions"`
-	}
+	var in createAccountBody
 	if err := s.decode(c, &in); err != nil {
 		return err
 	}
@@ -171,11 +175,7 @@ func (s *Server) listStreams(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := struct {
-		list[streamView]
-
-		Drift []driftView `json:"drift"`
-	}{list[streamView]{Data: []streamView{}}, []driftView{}}
+	answer := streamsAnswer{list[streamView]{Data: []streamView{}}, []driftView{}}
 	for _, info := range s.journal.Streams() {
 		view := streamView{Name: info.Name, Plan: info.Plan, Shard: info.Shard}
 		if plan, ok := s.journal.Plan(info.Plan); ok {

@@ -36,6 +36,7 @@ func (s *Server) routes() []route {
 	return []route{
 		{method: "GET", path: "/livez", who: anyone, handle: (*Server).livez},
 		{method: "GET", path: "/readyz", who: anyone, handle: (*Server).readyz},
+		{method: "GET", path: "/openapi.json", who: anyone, handle: (*Server).openapi},
 
 		{
 			method: "POST", path: "/v1/apps/{app}/events", who: appBackend | endUser,

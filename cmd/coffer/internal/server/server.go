@@ -102,6 +102,8 @@ type Server struct {
 	log       *slog.Logger
 	now       func() time.Time
 
+	document func() ([]byte, error) // OpenAPI, made at the first request for it
+
 	table   []route
 	kinds   kindTable
 	errors  []mapping
@@ -130,6 +132,7 @@ func New(o Options) *Server {
 	s.bodies = semaphore.NewWeighted(s.limits.BodyBytes)
 	s.streams = semaphore.NewWeighted(int64(s.limits.Streams))
 	s.table = s.routes()
+	s.document = sync.OnceValues(s.buildDocument)
 	return s
 }
 
