@@ -270,6 +270,7 @@ func (v *realVault) restart() {
 func (v *realVault) grant() {
 	v.call("PUT", "sys/policies/acl/coffer", map[string]any{"policy": vaultPolicy})
 }
+
 func (v *realVault) withdraw() {
 	v.call("PUT", "sys/policies/acl/coffer", map[string]any{"policy": "# nothing"})
 }
