@@ -59,6 +59,10 @@ type Limits struct {
 	BodyTimeout   Duration `toml:"body_timeout"`   // default 60s
 	IdleTimeout   Duration `toml:"idle_timeout"`   // between requests; default 2m
 	WriteTimeout  Duration `toml:"write_timeout"`  // for each part of a stream; default 30s
+	Streams       int      `toml:"streams"`        // replays and tails at a time; default 4,096
+	AppRequests   int      `toml:"app_requests"`   // requests of one app a second; default 5,000
+	AppBurst      int      `toml:"app_burst"`      // requests of one app at once; default twice app_requests
+	AppStreams    int      `toml:"app_streams"`    // streams of one app at a time; default 1,024
 }
 
 // Plan is a row of the plan table; without any, the product's four plans apply.
@@ -216,6 +220,7 @@ func (l Limits) check() error {
 	for name, negative := range map[string]bool{
 		"connections": l.Connections < 0, "request_bytes": l.RequestBytes < 0, "batch_events": l.BatchEvents < 0,
 		"header_timeout": l.HeaderTimeout < 0, "body_timeout": l.BodyTimeout < 0,
+		"streams": l.Streams < 0, "app_requests": l.AppRequests < 0, "app_burst": l.AppBurst < 0, "app_streams": l.AppStreams < 0,
 		"idle_timeout": l.IdleTimeout < 0, "write_timeout": l.WriteTimeout < 0,
 	} {
 		if negative {

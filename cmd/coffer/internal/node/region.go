@@ -186,6 +186,7 @@ func (r *region) run(ctx context.Context) error {
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
 			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),
+			Streams: limits.Streams, AppRequests: limits.AppRequests, AppBurst: limits.AppBurst, AppStreams: limits.AppStreams,
 		},
 	})
 	r.http.Handler = r.server

@@ -65,7 +65,7 @@ func (s *Server) authorize(c *call) error {
 	if c.app.Disabled {
 		return journal.ErrDisabled
 	}
-	return nil
+	return s.admit(c)
 }
 
 func denied(kind, who callers) string {

@@ -48,10 +48,11 @@ func (s *Server) replayEvents(c *call) error {
 	if err := s.holdCursors(c); err != nil {
 		return err
 	}
-	if !s.streams.TryAcquire(1) {
-		return s.kinds.overloaded.problem("too many replays are under way; try again")
+	release, err := s.holdStream(c, form)
+	if err != nil {
+		return err
 	}
-	defer s.streams.Release(1)
+	defer release()
 	if form == formPage {
 		return s.trimmed(c, s.pageEvents(c, q, b))
 	}

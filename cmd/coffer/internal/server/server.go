@@ -33,7 +33,10 @@ type Limits struct {
 	WriteTimeout time.Duration // for each part of an answer; 30 s
 	WaitTimeout  time.Duration // for the view to reach min_position; 5 s
 	KeepAlive    time.Duration // between signs of life of a followed stream; 15 s
-	Streams      int           // replays at a time; 1,024
+	Streams      int           // replays at a time; 4,096
+	AppRequests  int           // requests of one app a second; 5,000
+	AppBurst     int           // requests of one app at once; 10,000
+	AppStreams   int           // streams of one app at a time; 1,024
 	Event        journal.Limits
 }
 
@@ -45,7 +48,10 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.WriteTimeout, 30*time.Second)
 	setDefault(&l.WaitTimeout, 5*time.Second)
 	setDefault(&l.KeepAlive, 15*time.Second)
-	setDefault(&l.Streams, 1024)
+	setDefault(&l.Streams, 4096)
+	setDefault(&l.AppRequests, 5000)
+	setDefault(&l.AppBurst, 2*l.AppRequests)
+	setDefault(&l.AppStreams, 1024)
 	return l
 }
 
@@ -109,6 +115,7 @@ type Server struct {
 	errors  []mapping
 	bodies  *semaphore.Weighted // bytes of request bodies in memory
 	streams *semaphore.Weighted // replays under way
+	quotas  *quotas
 
 	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http
 	stopping chan struct{}  // closed by Stop
@@ -131,6 +138,7 @@ func New(o Options) *Server {
 	}
 	s.bodies = semaphore.NewWeighted(s.limits.BodyBytes)
 	s.streams = semaphore.NewWeighted(int64(s.limits.Streams))
+	s.quotas = newQuotas(s.limits)
 	s.table = s.routes()
 	s.document = sync.OnceValues(s.buildDocument)
 	return s
