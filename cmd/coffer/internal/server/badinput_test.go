@@ -216,6 +216,7 @@ func TestBadQueries(t *testing.T) {
 		{"?after=18446744073709551616", "invalid-request", "after", 400},
 		{"?after=", "invalid-request", "after", 400},
 		{"?min_position=x", "invalid-request", "min_position", 400},
+		{"?min_position=99999999", "invalid-request", "min_position", 400},
 		{"?follow=yes", "invalid-request", "follow", 400},
 		{"?follow=true", "invalid-request", "ndjson", 400},
 		{"?a=%zz", "invalid-request", "query", 400},

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"reflect"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
@@ -113,10 +115,10 @@ func eventSchema(out bool) object {
 // The bodies and answers that no other code names.
 type (
 	eventsPage struct {
-		Data            []any   `json:"data"`
-		Next            *string `json:"next"              doc:"the cursor that goes on, null at the end"`
-		ScannedThrough  string  `json:"scanned_through"   doc:"the position up to which the app's events were looked at"`
-		OldestAvailable string  `json:"oldest_available"  doc:"the time before which the plan keeps nothing"`
+		Data            []jsontext.Value `json:"data"`
+		Next            *string          `json:"next"              doc:"the cursor that goes on, null at the end"`
+		ScannedThrough  string           `json:"scanned_through"   doc:"the position up to which the app's events were looked at"`
+		OldestAvailable string           `json:"oldest_available"  doc:"the time before which the plan keeps nothing"`
 	}
 	appended struct {
 		ID       string           `json:"id"`

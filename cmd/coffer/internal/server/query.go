@@ -213,11 +213,40 @@ func (s *Server) await(c *call) error {
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), s.limits.WaitTimeout)
 	defer cancel()
-	err = s.runner.Wait(ctx, c.app.ID, p)
+	// Most often the view is there already, or in a moment.
+	soon, stop := context.WithTimeout(ctx, min(soonTimeout, s.limits.WaitTimeout))
+	defer stop()
+	err = s.runner.Wait(soon, c.app.ID, p)
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		if err := s.checkGiven(ctx, c, p); err != nil {
+			return err
+		}
+		err = s.runner.Wait(ctx, c.app.ID, p)
+	}
 	if errors.Is(err, context.DeadlineExceeded) && c.r.Context().Err() == nil {
-		return s.kinds.viewBehind.problem("the view has not reached min_position; is it a position of this app?")
+		return s.kinds.viewBehind.problem("the view has not reached min_position yet")
 	}
 	return err
+}
+
+// soonTimeout is how long the view is waited for before the position is doubted.
+const soonTimeout = 100 * time.Millisecond
+
+// checkGiven refuses a position that no event has yet: it can come from no
+// answer, and waiting for it would wait for somebody else's events.
+func (s *Server) checkGiven(ctx context.Context, c *call, p journal.Position) error {
+	stream, sequence, err := s.journal.Locate(ctx, c.app.ID, p)
+	if err != nil {
+		return err
+	}
+	last, err := s.journal.Last(ctx, stream)
+	if err != nil {
+		return err
+	}
+	if sequence > last {
+		return s.invalidParameter("min_position", "no event has this position")
+	}
+	return nil
 }
 
 // trimmed completes the problem of a place before what is kept.

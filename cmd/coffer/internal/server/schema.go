@@ -48,8 +48,6 @@ func (s *schemas) of(t reflect.Type) object {
 		return object{"type": "integer"}
 	case reflect.Float32, reflect.Float64:
 		return object{"type": "number"}
-	case reflect.Interface: // an event, in the one body that has it
-		return object{"$ref": "#/components/schemas/Event"}
 	case reflect.Slice, reflect.Array:
 		return object{"type": "array", "items": s.of(t.Elem())}
 	case reflect.Map:
