@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/nats-io/nats.go"
@@ -40,14 +41,20 @@ type Rows struct {
 	cached atomic.Pointer[jetstream.Stream]
 	// left is signalled when an erasure was not finished.
 	left chan struct{}
+
+	mu       sync.Mutex     // guards deferred
+	deferred map[string]int // revisions of a row that UpdateGroup left to Sweep
 }
 
 var _ kms.Rows = (*Rows)(nil)
 
 // NewRows returns the rows of a bucket, which [Open] made. The syncer is the
 // one of [Config].
-func NewRows(js jetstream.JetStream, bucket string, sync Syncer) *Rows {
-	return &Rows{js: js, stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", sync: sync, left: make(chan struct{}, 1)}
+func NewRows(js jetstream.JetStream, bucket string, syncer Syncer) *Rows {
+	return &Rows{
+		js: js, stream: "KV_" + bucket, prefix: "$KV." + bucket + ".", sync: syncer, left: make(chan struct{}, 1),
+		deferred: map[string]int{},
+	}
 }
 
 // Load returns the present row.
@@ -167,10 +174,24 @@ func (r *Rows) Delete(ctx context.Context, name string, revision uint64) error {
 	return nil
 }
 
-// put writes a row's next message, given the sequence of its last one, and
-// returns once it is durable. When the answer does not come, the row is looked
-// at: it has either the new message or still the last one.
+// put is write, and returns once the message is durable.
 func (r *Rows) put(ctx context.Context, name string, value []byte, last uint64, operation string) (uint64, error) {
+	sequence, err := r.write(ctx, name, value, last, operation)
+	if err != nil {
+		return 0, err
+	}
+	if r.sync != nil {
+		if err := r.sync.Sync(r.stream); err != nil {
+			return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
+	return sequence, nil
+}
+
+// write writes a row's next message, given the sequence of its last one. When the
+// answer does not come, the row is looked at: it has either the new message or
+// still the last one.
+func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64, operation string) (uint64, error) {
 	msg := nats.NewMsg(r.prefix + name)
 	msg.Data = value
 	msg.Header.Set(writeID, nats.NewInbox()[len(nats.InboxPrefix):])
@@ -197,15 +218,7 @@ func (r *Rows) put(ctx context.Context, name string, value []byte, last uint64, 
 		}
 		return streamError(err)
 	})
-	if err != nil {
-		return 0, err
-	}
-	if r.sync != nil {
-		if err := r.sync.Sync(r.stream); err != nil {
-			return 0, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-	}
-	return sequence, nil
+	return sequence, err
 }
 
 // written finds out why a write was refused. It returns the sequence of the
@@ -239,10 +252,7 @@ func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
 	finished := false
 	defer func() {
 		if !finished {
-			select {
-			case r.left <- struct{}{}:
-			default:
-			}
+			r.unfinished()
 		}
 	}()
 	for seq := revision; seq > 0 && seq <= revision; {
@@ -260,12 +270,12 @@ func (r *Rows) erase(ctx context.Context, name string, revision uint64) error {
 		}
 	}
 	finished = true
+	r.settled(name)
 	return nil
 }
 
-// eraseOne overwrites one revision, and returns the sequence of the row's first
-// one that is left, 0 for none. The bucket keeps several revisions, so one that
-// an interrupted call left is the first.
+// eraseOne overwrites one revision of a row, and returns the sequence of the
+// row's first one that is left, 0 for none.
 func (r *Rows) eraseOne(ctx context.Context, name string, seq uint64) (uint64, error) {
 	s, err := r.handle(ctx)
 	if err != nil {
@@ -274,12 +284,26 @@ func (r *Rows) eraseOne(ctx context.Context, name string, seq uint64) (uint64, e
 	if err := s.SecureDeleteMsg(ctx, seq); err != nil && !noSuchMessage(err) {
 		return seq, fmt.Errorf("erase revision %d: %w", seq, streamError(err))
 	}
+	first, err := r.first(ctx, name)
+	if err != nil {
+		return seq, err
+	}
+	return first, nil
+}
+
+// first returns the sequence of a row's first revision, 0 for none. The bucket
+// keeps several, so one that an interrupted call left is the first.
+func (r *Rows) first(ctx context.Context, name string) (uint64, error) {
+	s, err := r.handle(ctx)
+	if err != nil {
+		return 0, err
+	}
 	first, err := s.GetMsg(ctx, 0, jetstream.WithGetMsgSubject(r.prefix+name))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return 0, nil
 	}
 	if err != nil {
-		return seq, fmt.Errorf("look for older revisions: %w", streamError(err))
+		return 0, fmt.Errorf("look for older revisions: %w", streamError(err))
 	}
 	return first.Sequence, nil
 }
@@ -331,15 +355,33 @@ func (r *Rows) Sweep(ctx context.Context) error {
 			continue
 		}
 		name := strings.TrimPrefix(subject, r.prefix)
-		msg, err := r.last(ctx, name)
-		if err == nil && msg != nil && msg.Sequence > 1 {
-			err = r.erase(ctx, name, msg.Sequence-1)
-		}
-		if err != nil {
+		if err := r.sweepRow(ctx, name); err != nil {
 			return fmt.Errorf("sweep row %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// sweepRow erases the revisions of a row before the one that is its last now. It
+// goes by what the row has: the sequence before the last one is another row's.
+func (r *Rows) sweepRow(ctx context.Context, name string) error {
+	msg, err := r.last(ctx, name)
+	if err != nil || msg == nil {
+		return err
+	}
+	for {
+		var first uint64
+		err := retry(ctx, func(ctx context.Context) (err error) {
+			first, err = r.first(ctx, name)
+			return err
+		})
+		if err != nil || first == 0 || first >= msg.Sequence {
+			return err
+		}
+		if err := r.erase(ctx, name, first); err != nil {
+			return err
+		}
+	}
 }
 
 // List yields the names of the rows with the prefix.

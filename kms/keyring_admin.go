@@ -221,7 +221,8 @@ type Rewrapped struct {
 // limits set how many apps to give (500 is safe for all). Each new wrap is
 // unwrapped and compared before it replaces the old one, and the row is read
 // back before it counts. Results are in the order of the apps; the error is of
-// the whole call.
+// the whole call. Where rows can be written in groups, the bytes of the wraps
+// that were replaced are overwritten soon after the call and not before its end.
 //
 // It changes who can unwrap app keys. It does not change the keys: after a leak
 // of those, ReplaceAppKey, a new epoch and sealing again are what helps.
@@ -236,10 +237,11 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 	}
 	results := make([]Rewrapped, len(apps))
 	rows := make([]*appRow, len(apps))
+	revisions := make([]uint64, len(apps))
 	k.each(len(apps), func(i int) {
 		results[i].App = apps[i]
 		if results[i].Err = checkApp(apps[i]); results[i].Err == nil {
-			rows[i], _, results[i].Err = k.loadRow(ctx, apps[i])
+			rows[i], revisions[i], results[i].Err = k.loadRow(ctx, apps[i])
 		}
 	})
 	type place struct{ app, key int }
@@ -271,56 +273,130 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 	if len(wraps) != len(items) {
 		return nil, fmt.Errorf("rewrap: %w", &Error{Op: "rewrap", Provider: id.Provider, Key: id.Key, Class: ErrUnavailable, Detail: "another number of results than of items"})
 	}
-	var mu sync.Mutex // guards results: an app may have two keys
+	errs := make([]error, len(items))
 	k.each(len(items), func(n int) {
 		i, j := places[n].app, places[n].key
-		w, err := wraps[n].Wrap, wraps[n].Err
-		if err == nil {
-			err = k.replaceWrap(ctx, apps[i], rows[i].Keys[j], items[n].Wrap, w)
+		if errs[n] = wraps[n].Err; errs[n] == nil {
+			errs[n] = k.verifyWrap(ctx, apps[i], rows[i].Keys[j], items[n].Wrap, wraps[n].Wrap)
 		}
-		mu.Lock()
-		defer mu.Unlock()
+	})
+	changes := make([]wrapChange, 0, len(items))
+	for n, item := range items {
+		if errs[n] == nil {
+			i, j := places[n].app, places[n].key
+			changes = append(changes, wrapChange{item: n, app: apps[i], row: rows[i], revision: revisions[i], key: j, old: item.Wrap, now: wraps[n].Wrap})
+		}
+	}
+	k.storeWraps(ctx, changes, errs)
+	for n, err := range errs {
+		i, j := places[n].app, places[n].key
 		if err != nil {
 			results[i].Err = fmt.Errorf("rewrap key of app %s: %w", apps[i], err)
 		} else if j == len(rows[i].Keys)-1 {
-			results[i].Wrap = w
+			results[i].Wrap = wraps[n].Wrap
 		}
-	})
+	}
 	return results, nil
 }
 
-// replaceWrap verifies a wrap, puts it in the place of an old one, and reads the
-// row back.
-func (k *Keyring) replaceWrap(ctx context.Context, app string, r appKeyRow, old, w Wrap) error {
+// wrapChange is a wrap that takes the place of another in an app's row.
+type wrapChange struct {
+	item     int // whose error it is
+	app      string
+	row      *appRow
+	revision uint64
+	key      int // index in row.Keys
+	old, now Wrap
+}
+
+func (c wrapChange) generation() uint32 { return c.row.Keys[c.key].Generation }
+
+// verifyWrap refuses a wrap that is not under the same KEK, or of another key.
+func (k *Keyring) verifyWrap(ctx context.Context, app string, r appKeyRow, old, w Wrap) error {
 	if w.Identity() != old.Identity() {
 		return &Error{Op: "rewrap", Provider: w.Provider, Key: w.Key, Class: ErrMismatch, Detail: "the wrap came back under another key"}
 	}
 	raw, err := k.unwrapOne(ctx, app, r, w)
 	clear(raw)
-	if err != nil {
-		return err
+	return err
+}
+
+// storeWraps puts wraps that were verified into their rows, and reads those
+// back: in one group where Rows can, and one by one what is left.
+func (k *Keyring) storeWraps(ctx context.Context, changes []wrapChange, errs []error) {
+	if group, ok := k.cfg.Rows.(RowsGroup); ok {
+		changes = k.storeGroup(ctx, group, changes, errs)
 	}
-	_, _, err = k.changeRow(ctx, app, func(row *appRow) (bool, error) {
+	k.each(len(changes), func(n int) {
+		c := changes[n]
+		if errs[c.item] = k.replaceWrap(ctx, c); errs[c.item] == nil {
+			errs[c.item] = k.readBack(ctx, c)
+		}
+	})
+}
+
+// storeGroup returns the changes that it did not do: of rows with two keys, and
+// of those that were changed by others meanwhile.
+func (k *Keyring) storeGroup(ctx context.Context, group RowsGroup, changes []wrapChange, errs []error) (left []wrapChange) {
+	var updates []RowUpdate
+	var grouped []wrapChange
+	for _, c := range changes {
+		if len(c.row.Keys) > 1 {
+			left = append(left, c)
+			continue
+		}
+		row := c.row.clone()
+		wraps := row.Keys[c.key].Wraps
+		wraps[slices.IndexFunc(wraps, func(w Wrap) bool { return w.Identity() == c.old.Identity() })] = c.now
+		value, err := encodeAppRow(row)
+		if err != nil {
+			errs[c.item] = err
+			continue
+		}
+		updates = append(updates, RowUpdate{Name: appRowName(c.app), Value: value, Revision: c.revision})
+		grouped = append(grouped, c)
+	}
+	failed := group.UpdateGroup(ctx, updates)
+	var stored []wrapChange
+	for n, c := range grouped {
+		switch {
+		case failed[n] == nil:
+			stored = append(stored, c)
+		case errors.Is(failed[n], ErrRowConflict):
+			left = append(left, c)
+		default:
+			errs[c.item] = fmt.Errorf("write app row: %w", failed[n])
+		}
+	}
+	k.each(len(stored), func(n int) { errs[stored[n].item] = k.readBack(ctx, stored[n]) })
+	return left
+}
+
+// replaceWrap puts a wrap in the place of an old one.
+func (k *Keyring) replaceWrap(ctx context.Context, c wrapChange) error {
+	_, _, err := k.changeRow(ctx, c.app, func(row *appRow) (bool, error) {
 		for i := range row.Keys {
 			for j, have := range row.Keys[i].Wraps {
-				if row.Keys[i].Generation == r.Generation && have.Identity() == old.Identity() && bytes.Equal(have.Blob, old.Blob) {
-					row.Keys[i].Wraps[j] = w
+				if row.Keys[i].Generation == c.generation() && have.Identity() == c.old.Identity() && bytes.Equal(have.Blob, c.old.Blob) {
+					row.Keys[i].Wraps[j] = c.now
 					return true, nil
 				}
 			}
 		}
 		return false, ErrRowConflict // another has rewrapped or dropped it: repeating finds nothing to do
 	})
-	if err != nil {
-		return err
-	}
-	row, _, err := k.loadRow(ctx, app)
+	return err
+}
+
+// readBack returns an error unless the row has the wrap.
+func (k *Keyring) readBack(ctx context.Context, c wrapChange) error {
+	row, _, err := k.loadRow(ctx, c.app)
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
 	for _, have := range row.Keys {
-		got, ok := have.wrapOf(w.Identity())
-		if have.Generation == r.Generation && ok && bytes.Equal(got.Blob, w.Blob) {
+		got, ok := have.wrapOf(c.now.Identity())
+		if have.Generation == c.generation() && ok && bytes.Equal(got.Blob, c.now.Blob) {
 			return nil
 		}
 	}

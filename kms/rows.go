@@ -50,3 +50,20 @@ type Rows interface {
 	// is closed when ctx ends, and when a name may have been missed.
 	Watch(ctx context.Context, prefix string) (<-chan string, error)
 }
+
+// RowUpdate is one row of a group.
+type RowUpdate struct {
+	Name     string
+	Value    []byte
+	Revision uint64 // of the row that is replaced
+}
+
+// RowsGroup is what Rows may offer beside: many updates at the price of few.
+// RewrapApps uses it.
+type RowsGroup interface {
+	// UpdateGroup replaces each row of the given revision, and returns an error
+	// for each, ErrRowConflict as Update does. It returns once the new rows are
+	// durable. The bytes of the old ones are overwritten soon after, and no
+	// later than by the next Update of the row.
+	UpdateGroup(ctx context.Context, updates []RowUpdate) []error
+}
