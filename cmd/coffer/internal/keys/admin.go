@@ -76,7 +76,8 @@ type Admin struct {
 	auditor Auditor
 	open    func(context.Context, string) (kms.Provider, error)
 	lease   time.Duration
-	pause   time.Duration
+	pause   time.Duration // the first one of an outage
+	chunks  int           // apps between two checkpoints; 0: as the kind of job says
 	log     *slog.Logger
 	now     func() time.Time
 	owner   string

@@ -276,21 +276,46 @@ func (a *Admin) tryStart(ctx context.Context, spec Spec, target *kms.Identity) (
 	}
 	now := a.now().UTC()
 	job := jobRow{Job: Job{
-		ID: newID(), Spec: spec, State: Running, Target: target, Phase: spec.Kind.phases()[0], Started: now, Updated: now,
+		ID: newID(), Spec: spec, State: Stopped, Error: notBegun, Target: target, Phase: spec.Kind.phases()[0], Started: now, Updated: now,
 	}}
 	if spec.Kind == Migrate && spec.App == "" {
 		from := a.Primary()
 		job.From = &from
 	}
-	if err := a.record(ctx, spec.Actor, "keys.job_started", job.Job, "ok"); err != nil {
+	return a.begin(ctx, job, curRevision)
+}
+
+// notBegun is the error of a job whose process ended before it was recorded.
+const notBegun = "not_begun"
+
+// begin makes a job the current one, records it, and lets it run, in this order:
+// of starts at the same time one is recorded, and a crash on the way leaves a job
+// that has stopped, with which the same start goes on.
+func (a *Admin) begin(ctx context.Context, job jobRow, curRevision uint64) (Job, error) {
+	var err error
+	if job.revision, err = storeJSON(ctx, a.rows, jobPrefix+job.ID, job.Job, 0); err != nil {
 		return Job{}, err
 	}
-	// The pointer first: a job without its pointer would never be worked on,
-	// a pointer without its job is passed over.
 	if _, err := storeJSON(ctx, a.rows, currentRow, current{ID: job.ID}, curRevision); err != nil {
+		return Job{}, errors.Join(err, a.rows.Delete(ctx, jobPrefix+job.ID, job.revision))
+	}
+	if err := a.record(ctx, job.Actor, "keys.job_started", job.Job, "ok"); err != nil {
 		return Job{}, err
 	}
-	return a.storeJob(ctx, job)
+	job.State, job.Error = Running, ""
+	if job.revision, err = storeJSON(ctx, a.rows, jobPrefix+job.ID, job.Job, job.revision); err != nil {
+		return Job{}, err // a conflict: another start has gone on with it
+	}
+	var cur current
+	if _, err := loadJSON(ctx, a.rows, currentRow, &cur); err != nil {
+		return Job{}, err
+	}
+	if cur.ID != job.ID { // another start has taken the place of one that stood still
+		job.State, job.Error = Stopped, notBegun
+		_, err := a.storeJob(ctx, job)
+		return Job{}, errors.Join(err, kms.ErrRowConflict)
+	}
+	return job.Job, nil
 }
 
 func (a *Admin) storeJob(ctx context.Context, j jobRow) (Job, error) {

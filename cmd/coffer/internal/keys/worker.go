@@ -285,6 +285,9 @@ func (w *worker) sweep(ctx context.Context) error {
 }
 
 func (w *worker) chunk() int {
+	if w.chunks > 0 {
+		return w.chunks
+	}
 	if w.job.Kind == Rewrap {
 		return rewrapChunk
 	}
