@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"strconv"
 
@@ -28,7 +27,7 @@ type eventStream struct {
 	scratch []byte
 }
 
-func (e *eventStream) batch(_ context.Context, b *sealedBatch) error {
+func (e *eventStream) batch(b *sealedBatch) error {
 	out := e.scratch[:0]
 	if !e.begun {
 		e.begun = true

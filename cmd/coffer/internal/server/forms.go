@@ -15,7 +15,7 @@ import (
 // streamForm is how a stream looks on the wire.
 type streamForm interface {
 	// batch sends the lines of a batch. The first call begins the answer.
-	batch(ctx context.Context, b *sealedBatch) error
+	batch(b *sealedBatch) error
 	// alive says, while nothing happens, that the stream is still there, and how
 	// far the view has been read. progress is false when that was said before.
 	alive(next func() (string, error), progress bool) error
@@ -57,7 +57,7 @@ func (w *streamWriter) batch(b *sealedBatch) error {
 	if w.c.r.Method == http.MethodHead && len(b.lines) > 0 {
 		b.lines, b.positions, b.ends = b.lines[:0], b.positions[:0], b.ends[:0]
 	}
-	return w.form.batch(w.c.r.Context(), b)
+	return w.form.batch(b)
 }
 
 func (w *streamWriter) alive() error {
@@ -155,7 +155,7 @@ type lineStream struct{ plainStream }
 // takes for one.
 const keepAlive = " "
 
-func (l *lineStream) batch(_ context.Context, b *sealedBatch) error {
+func (l *lineStream) batch(b *sealedBatch) error {
 	return l.write(typeNDJSON, b.lines)
 }
 

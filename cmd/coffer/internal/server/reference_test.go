@@ -188,8 +188,7 @@ The lines for curl take their variables from ` + "`coffer-data/dev.env`" + `, wh
 func kindList(t kindTable) []kind {
 	var list []kind
 	v := reflect.ValueOf(t)
-	for i := range v.NumField() {
-		f := v.Field(i)
+	for _, f := range v.Fields() {
 		list = append(list, kind{
 			status: int(f.FieldByName("status").Int()), code: f.FieldByName("code").String(), title: f.FieldByName("title").String(),
 		})

@@ -28,7 +28,7 @@ func (s *schemas) of(t reflect.Type) object {
 	case reflect.TypeFor[jsontext.Value]():
 		return object{"$ref": "#/components/schemas/Event"} // the only raw JSON that is sent
 	}
-	if either, ok := reflect.Zero(t).Interface().(interface{ types() []reflect.Type }); ok {
+	if either, ok := reflect.TypeAssert[interface{ types() []reflect.Type }](reflect.Zero(t)); ok {
 		var choice []object
 		for _, one := range either.types() {
 			choice = append(choice, s.of(one))

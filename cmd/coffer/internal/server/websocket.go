@@ -117,7 +117,7 @@ func (k *socket) listen(ctx context.Context) {
 	}
 }
 
-func (k *socket) batch(_ context.Context, b *sealedBatch) error {
+func (k *socket) batch(b *sealedBatch) error {
 	if k.conn == nil {
 		if err := k.begin(); err != nil {
 			return err
