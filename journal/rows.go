@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -42,8 +43,9 @@ type Rows struct {
 	// left is signalled when an erasure was not finished.
 	left chan struct{}
 
-	mu       sync.Mutex     // guards deferred
+	mu       sync.Mutex     // guards what follows
 	deferred map[string]int // revisions of a row that UpdateGroup left to Sweep
+	soon     *time.Timer    // of the sweep after groups
 }
 
 var _ kms.Rows = (*Rows)(nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cofferdb/coffer/kms"
 )
@@ -13,6 +14,9 @@ const (
 	// maxDeferred is how many revisions of a row are left to Sweep. The bucket
 	// keeps eight: one that is pushed out of it could not be overwritten any more.
 	maxDeferred = 3
+	// sweepAfter is how long after the last of several groups the sweep comes: it
+	// takes the disk that they need.
+	sweepAfter = 10 * time.Second
 )
 
 var _ kms.RowsGroup = (*Rows)(nil)
@@ -49,7 +53,13 @@ func (r *Rows) UpdateGroup(ctx context.Context, updates []kms.RowUpdate) []error
 			errs[i] = fmt.Errorf("update row %s: %w", u.Name, errs[i])
 		}
 	}
-	r.unfinished()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.soon == nil {
+		r.soon = time.AfterFunc(sweepAfter, r.unfinished)
+	} else {
+		r.soon.Reset(sweepAfter)
+	}
 	return errs
 }
 

@@ -274,20 +274,27 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 		return nil, fmt.Errorf("rewrap: %w", &Error{Op: "rewrap", Provider: id.Provider, Key: id.Key, Class: ErrUnavailable, Detail: "another number of results than of items"})
 	}
 	errs := make([]error, len(items))
-	k.each(len(items), func(n int) {
-		i, j := places[n].app, places[n].key
-		if errs[n] = wraps[n].Err; errs[n] == nil {
-			errs[n] = k.verifyWrap(ctx, apps[i], rows[i].Keys[j], items[n].Wrap, wraps[n].Wrap)
-		}
-	})
-	changes := make([]wrapChange, 0, len(items))
-	for n, item := range items {
-		if errs[n] == nil {
+	var storing sync.WaitGroup // of one group, while the next one is verified
+	for from := 0; from < len(items); from += storeAtOnce {
+		part := items[from:min(from+storeAtOnce, len(items))]
+		k.each(len(part), func(n int) {
+			n += from
 			i, j := places[n].app, places[n].key
-			changes = append(changes, wrapChange{item: n, app: apps[i], row: rows[i], revision: revisions[i], key: j, old: item.Wrap, now: wraps[n].Wrap})
+			if errs[n] = wraps[n].Err; errs[n] == nil {
+				errs[n] = k.verifyWrap(ctx, apps[i], rows[i].Keys[j], items[n].Wrap, wraps[n].Wrap)
+			}
+		})
+		var changes []wrapChange
+		for n := from; n < from+len(part); n++ {
+			if errs[n] == nil {
+				i, j := places[n].app, places[n].key
+				changes = append(changes, wrapChange{item: n, app: apps[i], row: rows[i], revision: revisions[i], key: j, old: items[n].Wrap, now: wraps[n].Wrap})
+			}
 		}
+		storing.Wait()
+		storing.Go(func() { k.storeWraps(ctx, changes, errs) })
 	}
-	k.storeWraps(ctx, changes, errs)
+	storing.Wait()
 	for n, err := range errs {
 		i, j := places[n].app, places[n].key
 		if err != nil {
@@ -298,6 +305,9 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 	}
 	return results, nil
 }
+
+// storeAtOnce is how many rows are written together.
+const storeAtOnce = 125
 
 // wrapChange is a wrap that takes the place of another in an app's row.
 type wrapChange struct {

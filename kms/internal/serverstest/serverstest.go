@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -153,6 +154,7 @@ func answers(ctx context.Context, url string) bool {
 func start(t testing.TB, path string, args ...string) (*Process, io.Reader) {
 	t.Helper()
 	p := &Process{cmd: exec.Command(path, args...), done: make(chan struct{})} //nolint:gosec,noctx // ended by Stop
+	p.cmd.Env = environ()
 	p.cmd.Stderr = &p.log
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
@@ -175,6 +177,12 @@ func start(t testing.TB, path string, args ...string) (*Process, io.Reader) {
 	}()
 	t.Cleanup(p.Stop)
 	return p, out
+}
+
+// environ is that of the test without GODEBUG: a test in the FIPS 140-3 mode is
+// about Coffer, and the servers do not work in it.
+func environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "GODEBUG=") }) //nolint:forbidigo // only for tests
 }
 
 // Stop kills the server.

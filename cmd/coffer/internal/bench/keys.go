@@ -22,7 +22,7 @@ import (
 
 const keysCompared = "ours, raw and ratio of the whole are those of the rewrap. " +
 	"rewrap: %d app keys, each a row of its own in a JetStream KV bucket on disk, under the latest version of the key encryption key: kms.Keyring.RewrapApps of %d rows at a time, " +
-	"each new wrap unwrapped and compared, its row replaced by compare-and-set, synced, the old bytes overwritten, the row read back. " +
+	"each new wrap unwrapped and compared, its row replaced by compare-and-set, synced, and read back; the old bytes are overwritten in the background, after the last group. " +
 	"raw: the same calls of the same provider (%s) with nothing around them: one rewrap of as many keys, then an unwrap of each, %d at a time. " +
 	"calls: a keyring seals %d events of one app during a day of its cache's life; raw is the most that is allowed and ratio how far below it ours is. " +
 	"The day is a real clock's, shortened to %v, with the revalidation every 15 min shortened alike: a late timer makes calls fewer, never more. " +
