@@ -346,6 +346,12 @@ func TestStartWithoutProviders(t *testing.T) {
 	w.a.Fail(kms.ErrUnavailable)
 	w.b.Fail(kms.ErrUnavailable)
 	again := w.admin(w.rows())
+	w.a.Heal()
+	half := w.admin(w.rows())
+	if _, err := half.keyring.Tagger(t.Context(), "app001"); !errors.Is(err, kms.ErrUnavailable) {
+		t.Errorf("a key under the KEK that is away, while the other is there: %v", err)
+	}
+	w.a.Fail(kms.ErrUnavailable)
 	if err := again.Settle(t.Context()); !errors.Is(err, kms.ErrUnavailable) {
 		t.Errorf("while they are away: %v", err)
 	}
