@@ -7,5 +7,5 @@
 // it names files, and a file that others than its owner may read is refused
 // with [auth.ErrSecretExposed].
 //
-// docs/operations.md lists every setting; [File] is its source.
+// docs/operations/configuration.md lists every setting; [File] is its source.
 package config
