@@ -54,7 +54,10 @@ func (k *Keyring) provider(ctx context.Context, id Identity) (Provider, error) {
 	}
 	var failed error
 	for _, p := range providers {
-		if _, known := p.identity(); known {
+		if got, known := p.identity(); known {
+			if got == id { // another caller has asked it since
+				return p.Provider, nil
+			}
 			continue
 		}
 		got, err := share(ctx, k, fmt.Sprintf("provider:%p", p), func(ctx context.Context) (Identity, error) { return p.ask(ctx, k) })
