@@ -155,7 +155,7 @@ func (a *Admin) record(ctx context.Context, actor, action string, j Job, outcome
 	if j.DryRun {
 		detail["dry_run"] = "true"
 	}
-	if j.Ended() {
+	if j.Ended() && action != "keys.job_started" {
 		detail["done"], detail["skipped"], detail["failed"] = strconv.Itoa(j.Done), strconv.Itoa(j.Skipped), strconv.Itoa(j.Failed)
 	}
 	return a.auditor.Audit(ctx, journal.AuditEntry{Actor: actor, Action: action, Target: "job:" + j.ID, Outcome: outcome, Detail: detail})
