@@ -174,6 +174,45 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
+// BenchmarkWays compares the ways of the decision record, at 64 writers: one
+// publish for each event with sync always, the journal's atomic batches with
+// sync always, and the journal with syncs of its own. By turns, medians.
+func BenchmarkWays(b *testing.B) {
+	const n = 64
+	_, nc := journaltest.Start(b, embedded.Options{SyncAlways: true})
+	js, err := jetstream.New(nc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "RAW", Subjects: []string{"raw.>"}, Storage: jetstream.FileStorage}); err != nil {
+		b.Fatal(err)
+	}
+	data := make([]byte, 1024)
+	ways := map[string]func(int) error{"single": func(int) error {
+		_, err := js.Publish(b.Context(), "raw.a", data)
+		return err
+	}}
+	for name, always := range map[string]bool{"batches": true, "own": false} {
+		w := begin(b, b.TempDir(), always, nil)
+		app := newApp(b, w.Journal)
+		event := parsedMessage(b, app, 1024)
+		ways[name] = func(int) error {
+			_, err := appendOne(b.Context(), w.Journal, app, event)
+			return err
+		}
+	}
+	done := map[string][]slice{}
+	for b.Loop() {
+		for name, way := range ways {
+			done[name] = append(done[name], writeFor(b, n, 500*time.Millisecond, way))
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	for name, slices := range done {
+		b.ReportMetric(median(slices, func(s slice) float64 { return s.rate }), name+"/s")
+	}
+}
+
 // parsedMessage returns an event of size bytes of JSON as a request would bring
 // it: parsed, and so checked.
 func parsedMessage(b *testing.B, app journal.AppID, size int) journal.Event {

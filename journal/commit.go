@@ -46,7 +46,6 @@ type stream struct {
 	j       *Journal
 	info    StreamInfo
 	pub     publisher // one by one, or in atomic batches
-	pipe    *pipeline // set when gated
 	recent  *recent
 	started uint64 // last sequence when the journal was opened
 	caught  atomic.Bool
@@ -99,12 +98,12 @@ func (j *Journal) newStream(state streamState) (*stream, error) {
 		j.work.Go(s.run)
 		return s, nil
 	}
-	if s.pipe, err = newPipeline(s, j.cfg.Conn); err != nil {
+	r, err := newRounds(s, j.cfg.Conn)
+	if err != nil {
 		s.pub.close()
 		return nil, err
 	}
-	j.work.Go(s.pipe.settle)
-	j.work.Go(s.runPipeline)
+	j.work.Go(r.run)
 	return s, nil
 }
 
@@ -160,44 +159,6 @@ func (s *stream) run() {
 	}
 }
 
-// runPipeline publishes whatever has arrived while the last chunk was being
-// published.
-func (s *stream) runPipeline() {
-	defer s.pub.close()
-	defer s.pipe.close()
-	for {
-		room, broken := s.pipe.room()
-		if broken != nil {
-			s.pipe.recover()
-			continue
-		}
-		s.gather(room)
-		c := s.pipe.take()
-		c.entries = s.take(c.entries[:0], room)
-		switch {
-		case len(c.entries) == 0:
-			s.pipe.giveBack(c)
-			if !s.await() && s.pipe.ended() {
-				return
-			}
-		case s.failing || len(s.doubt) > 0:
-			s.publishWhenReady(c)
-		default:
-			s.pipe.send(c)
-		}
-	}
-}
-
-func (s *stream) publishWhenReady(c *chunk) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
-	defer cancel()
-	if s.readyFor(ctx, c.entries) {
-		s.pipe.send(c)
-	} else {
-		s.pipe.giveBack(c)
-	}
-}
-
 // await waits until there is something to do, and looks after what is in doubt.
 // It returns false when the stream is closed and nothing is waiting.
 func (s *stream) await() bool {
@@ -215,6 +176,13 @@ func (s *stream) await() bool {
 		return len(s.pending) > 0
 	}
 	return true
+}
+
+// queued returns how many events wait to be committed.
+func (s *stream) queued() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.pending)
 }
 
 // gather lets writers that are about to append do so, before the first one of
@@ -269,8 +237,8 @@ func (s *stream) commit(batch []*entry) {
 	}
 }
 
-// complete ends what a pipeline began: events that were published, of which it
-// is not known whether they were stored.
+// complete ends what a round began: events that were published, of which it is
+// not known whether they were stored.
 func (s *stream) complete(batch []*entry, cause error) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
 	defer cancel()
@@ -462,8 +430,12 @@ func (s *stream) finish(batch []*entry) {
 func (s *stream) retryDoubt() {
 	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
 	defer cancel()
-	if s.health(ctx) == nil {
-		_ = s.settleDoubt(ctx) // tried again until it is known
+	err := s.health(ctx)
+	if err == nil {
+		err = s.settleDoubt(ctx)
+	}
+	if err != nil { // tried again until it is known
+		s.j.log.Warn("it is still not known whether events were stored", "stream", s.info.Name, "events", len(s.doubt), "error", err)
 	}
 }
 
@@ -481,7 +453,6 @@ func (s *stream) settleDoubt(ctx context.Context) error {
 			return fmt.Errorf("sync: %w", err)
 		}
 		s.durable.store(s.last)
-		s.pipe.rebase(s.last)
 	}
 	s.recent.settle(s.doubt, 0, s.j.cfg.Index != nil)
 	clear(s.doubt)

@@ -1,6 +1,7 @@
 package journal_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -45,7 +46,9 @@ func TestDiskFull(t *testing.T) {
 	w := &world{dir: d.dir, kms: provider(t, d.dir)}
 	w.srv, w.nc = journaltest.Start(t, embedded.Options{StoreDir: filepath.Join(d.dir, "nats"), MaxStore: 1 << 40, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	var err error
-	if w.Journal, err = journal.Open(t.Context(), w.config()); err != nil {
+	cfg := w.config()
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	if w.Journal, err = journal.Open(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	app := newApp(t, w.Journal)
@@ -91,7 +94,9 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		_, err := appendOne(t.Context(), w.Journal, app, message("after", "alice", 2000))
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, err := appendOne(ctx, w.Journal, app, message("after", "alice", 2000))
+		cancel()
 		if err == nil {
 			acked = append(acked, "after")
 			break

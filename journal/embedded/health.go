@@ -128,8 +128,14 @@ func (s *Server) lost(ctx context.Context) error {
 		if err != nil {
 			continue
 		}
-		if l := info.State.Lost; l != nil && len(l.Msgs) > 0 {
-			return fmt.Errorf("%w: stream %s: %d messages, the first at sequence %d", ErrLost, name, len(l.Msgs), l.Msgs[0])
+		// A write that failed half-way is reported as lost too; it was never
+		// acknowledged, and lies behind the end.
+		if l := info.State.Lost; l != nil {
+			for _, seq := range l.Msgs {
+				if seq <= info.State.LastSeq {
+					return fmt.Errorf("%w: stream %s: %d messages, one at sequence %d", ErrLost, name, len(l.Msgs), seq)
+				}
+			}
 		}
 	}
 	if err := names.Err(); err != nil {
@@ -165,10 +171,10 @@ func (s *Server) watch() {
 		if syncer := s.Syncer(); syncer != nil {
 			syncer.settle()
 		}
-		if n%lostEvery == 0 {
+		err := frozen(s.current())
+		if err == nil && n%lostEvery == 0 {
 			s.lookForLost()
 		}
-		err := frozen(s.current())
 		if !errors.Is(err, syscall.ENOSPC) || !s.hasRoom() {
 			continue
 		}

@@ -338,7 +338,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stopped = false
+	s.stopped, s.lostErr = false, nil // the new server looks for itself
 	if err != nil {
 		return err
 	}
