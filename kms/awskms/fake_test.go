@@ -221,9 +221,7 @@ func (f *fake) usable(name string) (*fakeKey, *fakeError) {
 func (k *fakeKey) seal(plaintext []byte, context any) (blob []byte, material string) {
 	n := len(k.material) - 1
 	blob = append([]byte(k.id), binary.BigEndian.AppendUint16(nil, uint16(n))...)
-	nonce := random(12)
-	blob = append(blob, nonce...)
-	return aead(k.material[n]).Seal(blob, nonce, plaintext, additional(context)), materialID(k.material[n])
+	return aead(k.material[n]).Seal(blob, nil, plaintext, additional(context)), materialID(k.material[n])
 }
 
 // opened is a plaintext and what decrypted it.
@@ -256,7 +254,7 @@ func (f *fake) open(name, text string, context any) (opened, *fakeError) {
 	if n >= len(k.material) {
 		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
-	plaintext, err := aead(k.material[n]).Open(nil, blob[38:50], blob[50:], additional(context))
+	plaintext, err := aead(k.material[n]).Open(nil, nil, blob[38:], additional(context))
 	if err != nil {
 		return opened{}, &fakeError{"InvalidCiphertextException", canary}
 	}
@@ -268,7 +266,7 @@ func aead(key []byte) cipher.AEAD {
 	if err != nil {
 		panic(err)
 	}
-	a, err := cipher.NewGCM(block)
+	a, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		panic(err)
 	}
