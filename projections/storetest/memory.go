@@ -18,9 +18,23 @@ type Memory struct {
 	// ("update"); its error is returned.
 	Fail func(call string) error
 
-	write   sync.Mutex // serialises Update
-	mu      sync.Mutex // guards content
+	mu      sync.Mutex // guards what follows
 	content map[string]string
+	// writing serialises Update. It is a channel, because a test with synctest
+	// does not see who waits for a mutex, and would wait for ever itself.
+	writing chan struct{}
+}
+
+// begin waits until no other Update is under way, and returns what ends it.
+func (m *Memory) begin() (end func()) {
+	m.mu.Lock()
+	if m.writing == nil {
+		m.writing = make(chan struct{}, 1)
+	}
+	writing := m.writing
+	m.mu.Unlock()
+	writing <- struct{}{}
+	return func() { <-writing }
 }
 
 func (m *Memory) current() map[string]string {
@@ -41,8 +55,7 @@ func (m *Memory) View(fn func(projections.Reader) error) error {
 
 // Update is part of [projections.Store].
 func (m *Memory) Update(fn func(projections.Txn) error) error {
-	m.write.Lock()
-	defer m.write.Unlock()
+	defer m.begin()()
 	if m.Fail != nil {
 		if err := m.Fail("update"); err != nil {
 			return err
