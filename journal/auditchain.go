@@ -46,7 +46,8 @@ type AuditHead struct {
 	Hash string `json:"hash"`
 }
 
-var noHash = strings.Repeat("0", 2*sha256.Size)
+// noHash is what the first record follows.
+const noHash = "0000000000000000000000000000000000000000000000000000000000000000"
 
 // AuditChain verifies the records of an audit log, given one after the other.
 // The zero value expects any first record, because earlier ones may have

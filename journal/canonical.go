@@ -186,8 +186,7 @@ func canonicalData(raw jsontext.Value, limits Limits, valid bool) (jsontext.Valu
 }
 
 func within(pointer string, err error) error {
-	var input *InputError
-	if errors.As(err, &input) {
+	if input, ok := errors.AsType[*InputError](err); ok {
 		input.Pointer = pointer + input.Pointer
 	}
 	return err

@@ -33,8 +33,7 @@ func ExampleParseEvent() {
 func ExampleInputError() {
 	app, _ := journal.ParseAppID("0300000000000000000000000000007f")
 	_, err := journal.ParseEvent([]byte(`{"type":"message.sent","sender":"a.b"}`), app, journal.Limits{})
-	var input *journal.InputError
-	if errors.As(err, &input) {
+	if input, ok := errors.AsType[*journal.InputError](err); ok {
 		fmt.Println(input.Pointer)
 		fmt.Println(input.Detail)
 	}

@@ -213,9 +213,9 @@ func (j *Journal) open(ctx context.Context) error {
 		}
 	}
 	for _, rows := range []*Rows{j.rows, keys} {
-		j.work.Go(func() { j.sweep(rows) })
+		j.work.Go(func() { j.sweep(rows) }) //nolint:contextcheck // its life is not the caller's
 	}
-	j.auditor = newAuditor(j)
+	j.auditor = newAuditor(j) //nolint:contextcheck // its life is not the caller's
 	j.registry = newRegistry(j.region, j.cfg.Plans, j.rows, j.keyring, j.now)
 	j.work.Go(func() { j.registry.watch(j.ctx, j.log) })
 	for _, st := range states {

@@ -86,7 +86,7 @@ type reader struct {
 func (r *reader) session(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(r.j.ctx, cancel)
+	stop := context.AfterFunc(r.j.ctx, cancel) //nolint:contextcheck // the journal closes: the reader ends
 	defer stop()
 	if err := r.checkStream(ctx); err != nil {
 		return err

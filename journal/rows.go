@@ -207,8 +207,7 @@ func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64
 			sequence = ack.Sequence
 			return nil
 		}
-		var api *jetstream.APIError
-		if errors.As(err, &api) {
+		if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 			switch api.ErrorCode {
 			case codeWrongSequence, codeWrongSequenceRaft:
 				// An attempt whose answer was lost may have been the writer.
@@ -216,6 +215,7 @@ func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64
 				return err
 			case codeSequenceInProgress:
 				return unavailable(err)
+			default:
 			}
 		}
 		return streamError(err)

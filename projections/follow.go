@@ -20,7 +20,7 @@ func (r *Runner) follow(ctx context.Context, t *tail) error {
 		err := r.read(ctx, t)
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		case err == nil:
 			err = errors.New("the journal's reader ended by itself")
 		case isStoreError(err):
@@ -209,8 +209,7 @@ func guard(ctx context.Context, p Projection, txn Txn, stream string, batch []jo
 }
 
 func recordError(p Projection, stream string, s journal.Sealed, err error) error {
-	var named *RecordError
-	if errors.As(err, &named) {
+	if named, ok := errors.AsType[*RecordError](err); ok {
 		err = named.Err
 	}
 	return &RecordError{

@@ -125,7 +125,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	r.mu.Lock()
 	r.running = rn
 	for _, t := range r.tails {
-		r.start(rn, t)
+		r.start(rn, t) //nolint:contextcheck // its life is not the caller's
 	}
 	r.mu.Unlock()
 
@@ -248,7 +248,7 @@ func (r *Runner) Rebuild(ctx context.Context, name string) error {
 		}
 	}
 	r.log.Info("view is rebuilt", "projection", name)
-	if err := r.restart(tails, targets); err != nil {
+	if err := r.restart(tails, targets); err != nil { //nolint:contextcheck // its life is not the caller's
 		return fmt.Errorf("projections: rebuild %s: %w", name, err)
 	}
 	r.mu.Lock()

@@ -136,7 +136,7 @@ func start(ctx context.Context, opts Options, probe func(context.Context, *Serve
 		_ = s.lock.Close()
 		return nil, err
 	}
-	go s.watch()
+	go s.watch() //nolint:contextcheck // its life is not the caller's
 	return s, nil
 }
 

@@ -15,7 +15,7 @@ import (
 // or an edit of one, the record is no more than the clear header
 // ([journal.HeaderSize] bytes). An expired event is found until [View.Expire]
 // has removed it.
-func (v *View) Lookup(ctx context.Context, app journal.AppID, id kms.Tag) (record []byte, pos journal.Position, ok bool, err error) {
+func (v *View) Lookup(ctx context.Context, app journal.AppID, id kms.Tag) (record []byte, pos journal.Position, ok bool, err error) { //nolint:revive // declared by journal.Index
 	if err := v.open(); err != nil {
 		return nil, 0, false, err
 	}

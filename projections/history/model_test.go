@@ -284,8 +284,7 @@ func checkReplay(rt *rapid.T, v *View, m *model, g *generator) {
 		} else {
 			next, err = v.Replay(context.Background(), app, q, keep)
 		}
-		var trimmed *TrimmedError
-		if errors.As(err, &trimmed) {
+		if trimmed, ok := errors.AsType[*TrimmedError](err); ok {
 			checkTrimmed(rt, m, app, q, trimmed)
 			return
 		}

@@ -275,8 +275,7 @@ func classify(err error) error {
 		// A file that the manifest names and the folder lacks.
 		return fmt.Errorf("%w: %w", projections.ErrCorrupt, err)
 	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if _, ok := errors.AsType[syscall.Errno](err); ok {
 		return fmt.Errorf("%w: %w", projections.ErrUnavailable, err)
 	}
 	return err

@@ -139,11 +139,11 @@ func (p *postgres) close() error {
 		return fmt.Errorf("stop Postgres: %w", err)
 	}
 	select {
-	case <-p.exited:
+	case <-p.exited: //nolint:errcheck // it was told to end
 		return nil
 	case <-time.After(30 * time.Second):
 		_ = p.command.Process.Kill()
-		<-p.exited
+		<-p.exited //nolint:errcheck // it was killed
 		return errors.New("stop Postgres: it did not end within 30 s")
 	}
 }
@@ -174,7 +174,7 @@ func (p *postgres) openCommitter(ctx context.Context, size int) (*committer, err
 		conn: conn, payload: make([]byte, size), wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	rand.Read(c.payload) // never fails; it ends the process instead
-	go c.run()
+	go c.run()           //nolint:contextcheck // its life is not the caller's
 	return c, nil
 }
 

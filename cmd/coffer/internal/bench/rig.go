@@ -95,7 +95,7 @@ func (r *rig) open(ctx context.Context, withView bool, log *slog.Logger) error {
 		return err
 	}
 	if withView {
-		if err := r.run(); err != nil {
+		if err := r.run(); err != nil { //nolint:contextcheck // its life is not the caller's
 			return err
 		}
 	}

@@ -55,14 +55,15 @@ func keysFailure(err error) error {
 	}
 	switch p.Code() {
 	case "key-needed":
-		text := p.Error()
+		var text strings.Builder
+		text.WriteString(p.Error())
 		for _, use := range p.Uses {
-			text += "; " + useText(use)
+			text.WriteString("; " + useText(use))
 		}
 		if more := p.Needed - len(p.Uses); more > 0 && len(p.Uses) > 0 {
-			text += fmt.Sprintf("; and %d more", more)
+			text.WriteString(fmt.Sprintf("; and %d more", more))
 		}
-		return &failure{exitNeeded, errors.New(text + " (rewrap or migrate first, or let the backup run out)")}
+		return &failure{exitNeeded, errors.New(text.String() + " (rewrap or migrate first, or let the backup run out)")}
 	case "keys-busy":
 		return &failure{exitBusy, fmt.Errorf("%w (coffer keys jobs tells how far it is)", err)}
 	}

@@ -85,7 +85,7 @@ func (w *worker) keep(ctx context.Context, do func(ctx context.Context) error) e
 				continue
 			}
 			cancel(err)
-			<-ended
+			<-ended //nolint:errcheck // the first error is the one to tell
 			return err
 		}
 	}

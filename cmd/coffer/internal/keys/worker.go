@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cofferdb/coffer/kms"
@@ -67,23 +68,23 @@ func (a *Admin) settleAndTell(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, a.lease)
 	defer cancel()
 	err := a.Settle(ctx)
-	text := ""
+	var text strings.Builder
 	for setting, why := range a.unanswered() {
-		text += setting + ": " + why.Error() + "; "
+		text.WriteString(setting + ": " + why.Error() + "; ")
 	}
 	if err != nil {
-		text += err.Error()
+		text.WriteString(err.Error())
 	}
 	a.mu.Lock()
-	changed := a.state.told != text
-	a.state.told = text
+	changed := a.state.told != text.String()
+	a.state.told = text.String()
 	a.mu.Unlock()
 	switch {
 	case !changed || errors.Is(ctx.Err(), context.Canceled):
-	case text == "":
+	case text.String() == "":
 		a.log.Info("all key providers have answered")
 	default:
-		a.log.Warn("a key provider cannot be used", "error", text)
+		a.log.Warn("a key provider cannot be used", "error", text.String())
 	}
 }
 
@@ -107,7 +108,7 @@ func (a *Admin) workOnCurrent(ctx context.Context) error {
 		return nil
 	}
 	if err := a.Settle(ctx); err != nil {
-		return nil // told by Run, which tries again
+		return nil //nolint:nilerr // told by Run, which tries again
 	}
 	w := &worker{Admin: a, job: row}
 	if err := w.checkpoint(ctx); err != nil { // takes the lease
@@ -150,7 +151,7 @@ func (w *worker) ended(ctx context.Context, err error) error {
 	}
 	if ctx.Err() != nil {
 		w.release(ctx)
-		return nil
+		return nil //nolint:nilerr // the process shuts down; the next one goes on
 	}
 	action, outcome := "keys.job_finished", "ok"
 	switch {
