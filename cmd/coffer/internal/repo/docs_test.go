@@ -164,3 +164,37 @@ func TestNamedTestsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+var namedDocument = regexp.MustCompile(`\bdocs/[a-z0-9/_.-]+\.(?:md|py|json|toml|conf|sh)\b`)
+
+// TestNamedDocumentsExist: what the code's comments and errors point at is there.
+func TestNamedDocumentsExist(t *testing.T) {
+	for _, f := range goFiles(t) {
+		for _, name := range namedDocument.FindAllString(string(f.text), -1) {
+			if _, err := os.Stat(filepath.Join(root, name)); err != nil {
+				t.Errorf("%s names %s, which is not there", f.path, name)
+			}
+		}
+	}
+}
+
+// TestLibrariesHaveExamples: each package that a backend team can import shows how.
+func TestLibrariesHaveExamples(t *testing.T) {
+	libraries := make(map[string]bool)
+	for _, f := range goFiles(t) {
+		dir := f.dir()
+		if below(dir, "cmd") || below(dir, "kms/internal") || testSupport(dir) {
+			continue
+		}
+		has := libraries[dir]
+		for _, fn := range functions(f) {
+			has = has || f.test && strings.HasPrefix(fn.Name.Name, "Example")
+		}
+		libraries[dir] = has
+	}
+	for dir, has := range libraries {
+		if !has {
+			t.Errorf("package %s has no Example", dir)
+		}
+	}
+}
