@@ -36,7 +36,11 @@ type rounds struct {
 	answers chan *nats.Msg // read by the committer itself: no goroutine in between
 	sub     *nats.Subscription
 	prefix  string // of the inbox; replaced when a round is given up
-	alarm   *time.Timer
+	// alarm looks for overdue acknowledgements. It goes on from round to round:
+	// setting a timer can cost a system call, and a thread that wakes up.
+	alarm *time.Timer
+	armed bool
+	due   *time.Timer // ends the patience with writers
 
 	batch  []*entry // of this round, in the order of publishing
 	bytes  int
@@ -53,11 +57,12 @@ type rounds struct {
 
 func newRounds(s *stream, nc *nats.Conn) (*rounds, error) {
 	r := &rounds{
-		s: s, nc: nc, ack: newAckParser(s.info.Name), alarm: time.NewTimer(time.Hour),
+		s: s, nc: nc, ack: newAckParser(s.info.Name), alarm: time.NewTimer(time.Hour), due: time.NewTimer(time.Hour),
 		lost:    nc.StatusChanged(nats.DISCONNECTED, nats.RECONNECTING, nats.CLOSED),
 		answers: make(chan *nats.Msg, 2*maxCommitEvents), // one for each chunk, at most
 	}
 	r.alarm.Stop()
+	r.due.Stop()
 	return r, r.renew()
 }
 
@@ -78,6 +83,7 @@ func (r *rounds) renew() error {
 
 func (r *rounds) close() {
 	r.alarm.Stop()
+	r.due.Stop()
 	_ = r.sub.Unsubscribe() // its connection may be gone
 	r.nc.RemoveStatusListener(r.lost)
 }
@@ -158,8 +164,11 @@ func (r *rounds) full() bool {
 // collect returns when everything in the round is stored, and no more is waited
 // for.
 func (r *rounds) collect() error {
-	r.alarm.Reset(askHealth)
 	for {
+		if !r.armed {
+			r.armed = true
+			r.alarm.Reset(askHealth)
+		}
 		more := r.s.wake
 		if r.full() {
 			if r.acked == len(r.batch) {
@@ -178,10 +187,11 @@ func (r *rounds) collect() error {
 			}
 		case <-more:
 			r.publishMore()
-			r.alarm.Reset(askHealth)
 		case <-r.lost:
 			return nats.ErrDisconnected
+		case <-r.due.C:
 		case <-r.alarm.C:
+			r.armed = false
 			if err := r.overdue(); err != nil {
 				return err
 			}
@@ -203,7 +213,7 @@ func (r *rounds) patient() bool {
 	if left <= 0 {
 		return false
 	}
-	r.alarm.Reset(left)
+	r.due.Reset(left)
 	return true
 }
 
@@ -213,7 +223,6 @@ func (r *rounds) overdue() error {
 	if r.acked == len(r.batch) || age < askHealth {
 		return nil
 	}
-	r.alarm.Reset(askHealth)
 	ctx, cancel := context.WithTimeout(context.Background(), r.s.j.cfg.CommitTimeout)
 	defer cancel()
 	if err := r.s.health(ctx); err != nil {
@@ -233,7 +242,7 @@ func (r *rounds) receive(m *nats.Msg) error {
 	}
 	number, err := strconv.ParseUint(m.Subject[len(r.prefix):], 10, 64)
 	if err != nil || number < r.first || number >= r.first+uint64(len(r.ends)) {
-		return nil
+		return nil //nolint:nilerr // an answer to nothing that is under way
 	}
 	end := r.ends[number-r.first]
 	ack, err := r.ack.parse(m.Data)

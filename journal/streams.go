@@ -169,16 +169,20 @@ func (j *Journal) findStreams(ctx context.Context, names []string) (map[string]*
 	group, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
 		group.Go(func() error {
-			s, err := j.js.Stream(ctx, name)
-			if errors.Is(err, jetstream.ErrStreamNotFound) {
+			err := retry(ctx, func(ctx context.Context) error {
+				s, err := j.js.Stream(ctx, name)
+				if err == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					found[name] = s.CachedInfo()
+				} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+					return unavailable(err)
+				}
 				return nil
-			}
+			})
 			if err != nil {
-				return fmt.Errorf("look for stream %s: %w", name, unavailable(err))
+				return fmt.Errorf("look for stream %s: %w", name, err)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			found[name] = s.CachedInfo()
 			return nil
 		})
 	}
