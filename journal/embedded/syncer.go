@@ -109,7 +109,7 @@ func (b *blocks) advance() error {
 		if err := b.scan(); err != nil {
 			return err
 		}
-	} else if gone, err := unlinked(b.last); err != nil {
+	} else if gone, err := b.gone(); err != nil {
 		return err
 	} else if gone {
 		changed = true
@@ -149,6 +149,27 @@ func (b *blocks) advance() error {
 		return b.folder.Sync()
 	}
 	return nil
+}
+
+// gone reports whether the last block is no longer the one at its path. A purge
+// moves the whole folder away and removes it later, so that until then neither
+// the block nor its folder looks removed.
+func (b *blocks) gone() (bool, error) {
+	if gone, err := unlinked(b.last); err != nil || gone {
+		return gone, err
+	}
+	open, err := b.folder.Stat()
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(b.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // between the two steps of a purge; scanning waits for it
+	}
+	if err != nil {
+		return false, err
+	}
+	return !os.SameFile(open, now), nil
 }
 
 func (b *blocks) syncLast() error {
@@ -313,7 +334,7 @@ func (b *blocks) dirty() bool {
 	if b.last == nil {
 		return false
 	}
-	if gone, err := unlinked(b.last); err != nil || gone {
+	if gone, err := b.gone(); err != nil || gone {
 		return true
 	}
 	info, err := b.folder.Stat()
