@@ -19,6 +19,7 @@ import (
 	"github.com/aws/smithy-go/middleware"
 
 	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/internal/retry"
 )
 
 // maxCiphertext is the longest ciphertext that KMS takes.
@@ -281,7 +282,7 @@ func (p *Provider) noCredentials(ctx context.Context, op string, err error) erro
 	case errors.As(err, &network):
 		fail.Class, fail.Detail = kms.ErrUnavailable, "the source of credentials does not answer"
 	}
-	return caused(ctx, fail)
+	return retry.Caused(ctx, fail)
 }
 
 // send makes one request under the context of the attempt; ctx is the caller's.
@@ -298,11 +299,11 @@ func (p *Provider) send(ctx, attempt context.Context, op string, items int, do f
 			v.class = p.stateOf(ctx, attempt, v.class)
 		}
 		fail := p.fail(op, v.class, v.detail)
-		fail.RequestID = requestID(id)
-		err = caused(ctx, fail)
+		fail.RequestID = retry.RequestID(id)
+		err = retry.Caused(ctx, fail)
 	}
 	p.observe(ctx, kms.Call{
-		Provider: Name, Key: p.fail(op, nil, "").Key, Operation: op, RequestID: requestID(id),
+		Provider: Name, Key: p.fail(op, nil, "").Key, Operation: op, RequestID: retry.RequestID(id),
 		Items: items, Duration: time.Since(start), Err: err,
 	})
 	return err
@@ -332,23 +333,4 @@ func (p *Provider) stateOf(ctx, attempt context.Context, otherwise error) error 
 	default:
 		return kms.ErrDisabled
 	}
-}
-
-// requestID keeps a UUID and drops anything else: it goes into errors.
-func requestID(id string) string {
-	if len(id) != 36 || strings.Trim(id, "0123456789abcdef-") != "" {
-		return ""
-	}
-	return id
-}
-
-// caused adds that the caller's context ended, where it did.
-func caused(ctx context.Context, err error) error {
-	failed, ok := errors.AsType[*kms.Error](err)
-	if !ok || ctx.Err() == nil || failed.Cause != nil {
-		return err
-	}
-	clone := *failed
-	clone.Cause = ctx.Err()
-	return &clone
 }

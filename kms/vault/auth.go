@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/internal/retry"
 )
 
 const (
@@ -145,7 +146,7 @@ func (s *session) await(ctx context.Context, f *flight) (*login, error) {
 	case <-f.done:
 		return f.login, f.err
 	case <-ctx.Done():
-		return nil, caused(ctx, s.provider.fail("login", kms.ErrUnavailable, "no login in time"))
+		return nil, retry.Caused(ctx, s.provider.fail("login", kms.ErrUnavailable, "no login in time"))
 	}
 }
 
@@ -190,7 +191,7 @@ func (s *session) watch(ctx context.Context, l *login) {
 		case <-ctx.Done():
 			return
 		case r := <-watcher.RenewCh():
-			s.observe("renew", requestIDOf(r.Secret.RequestID), 0, nil)
+			s.observe("renew", retry.RequestID(r.Secret.RequestID), 0, nil)
 		case err := <-watcher.DoneCh():
 			// With or without an error, the lease is near its end.
 			if err != nil {
@@ -283,7 +284,7 @@ func (s *session) authenticate(last refusal) (*login, refusal, error) {
 		return nil, refusal{err: err, fingerprint: c.fingerprint, until: time.Now().Add(wait), wait: wait}, err
 	}
 	l.at = time.Now()
-	s.observe("login", requestIDOf(l.secret.RequestID), time.Since(start), nil)
+	s.observe("login", retry.RequestID(l.secret.RequestID), time.Since(start), nil)
 	s.log.Debug("logged in to vault", "method", s.auth.Method,
 		"lease", time.Duration(l.secret.Auth.LeaseDuration)*time.Second, "renewable", l.secret.Auth.Renewable)
 	return l, refusal{}, nil
@@ -398,7 +399,7 @@ func (s *session) refused(ctx context.Context, err error) error {
 	}
 	v := classify("login", err)
 	fail.Class, fail.Detail = v.class, v.detail
-	return caused(ctx, fail)
+	return retry.Caused(ctx, fail)
 }
 
 func (s *session) observe(op, requestID string, d time.Duration, err error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/internal/retry"
 )
 
 // maxBatch is how many keys one request rewraps: about 150 KB of Vault's 32 MB.
@@ -288,7 +289,7 @@ func (p *Provider) call(ctx context.Context, r request) error {
 				err = p.sendAgain(attempt, ctx, l, r, body, err)
 			}
 		}
-		return caused(ctx, err)
+		return retry.Caused(ctx, err)
 	})
 }
 
@@ -325,7 +326,7 @@ func (p *Provider) send(attempt, ctx context.Context, l *login, r request, body 
 	}
 	if err != nil {
 		v := classify(r.op, err)
-		err = caused(ctx, p.fail(r.op, v.class, v.detail))
+		err = retry.Caused(ctx, p.fail(r.op, v.class, v.detail))
 	}
 	p.observe(ctx, kms.Call{
 		Provider: Name, Key: p.identity, Operation: r.op, RequestID: id,
@@ -361,24 +362,5 @@ func decode(resp *api.Response, into any) (requestID string, err error) {
 	if err := json.Unmarshal(answer.Data, into); err != nil {
 		return "", errNotJSON
 	}
-	return requestIDOf(answer.RequestID), nil
-}
-
-// requestIDOf keeps a UUID and drops anything else: it goes into errors.
-func requestIDOf(id string) string {
-	if len(id) != 36 || strings.Trim(id, "0123456789abcdef-") != "" {
-		return ""
-	}
-	return id
-}
-
-// caused adds that the caller's context ended, where it did.
-func caused(ctx context.Context, err error) error {
-	failed, ok := errors.AsType[*kms.Error](err)
-	if !ok || ctx.Err() == nil || failed.Cause != nil {
-		return err
-	}
-	clone := *failed
-	clone.Cause = ctx.Err()
-	return &clone
+	return retry.RequestID(answer.RequestID), nil
 }
