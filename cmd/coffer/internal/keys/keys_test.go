@@ -217,16 +217,19 @@ func TestOutage(t *testing.T) {
 	rotate()
 	w.a.FailNext(4, kms.ErrUnavailable, "unwrap") // some apps of a chunk
 	w.want(w.do(a, Spec{Kind: Rewrap}), Done, 10, 0, 0)
-	for class, to := range map[error]string{kms.ErrUnavailable: "local:b", kms.ErrAccessDenied: "local:a"} {
-		w.b.Fail(class, "wrap", "unwrap")
-		w.a.Fail(class, "wrap", "unwrap")
-		j := w.do(a, Spec{Kind: Migrate, To: to})
-		if j.State != Stopped || j.Error != snake(class) {
+	for _, out := range []struct { // in this order: the second moves back what the first moved
+		class error
+		to    string
+	}{{kms.ErrUnavailable, "local:b"}, {kms.ErrAccessDenied, "local:a"}} {
+		w.b.Fail(out.class, "wrap", "unwrap")
+		w.a.Fail(out.class, "wrap", "unwrap")
+		j := w.do(a, Spec{Kind: Migrate, To: out.to})
+		if j.State != Stopped || j.Error != snake(out.class) {
 			t.Fatalf("in an outage: %s", pretty(j))
 		}
 		w.a.Heal()
 		w.b.Heal()
-		again := w.do(a, Spec{Kind: Migrate, To: to})
+		again := w.do(a, Spec{Kind: Migrate, To: out.to})
 		if again.ID != j.ID {
 			t.Error("another job instead of the same one")
 		}
