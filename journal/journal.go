@@ -81,8 +81,8 @@ type Config struct {
 	// changes of leader, before its appends fail with [ErrUnavailable];
 	// 10 seconds.
 	CommitTimeout time.Duration
-	// AuditRetention is how long audit records are kept; 400 days.
-	AuditRetention time.Duration
+	// Retention says how long the data is kept that no plan governs.
+	Retention Retention
 	// Log receives what an operator should know; nil discards it.
 	Log *slog.Logger
 	// Now is the clock of event times and retention; time.Now when nil.
@@ -90,8 +90,7 @@ type Config struct {
 }
 
 const (
-	defaultCommitTimeout  = 10 * time.Second
-	defaultAuditRetention = 400 * day
+	defaultCommitTimeout = 10 * time.Second
 
 	sweepTimeout = time.Minute
 	sweepGrace   = time.Second
@@ -182,9 +181,10 @@ func (c Config) withDefaults() (Config, error) {
 	if c.CommitTimeout <= 0 {
 		c.CommitTimeout = defaultCommitTimeout
 	}
-	if c.AuditRetention <= 0 {
-		c.AuditRetention = defaultAuditRetention
+	if err := c.Retention.Validate(); err != nil {
+		return c, err
 	}
+	c.Retention = c.Retention.WithDefaults()
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}

@@ -60,9 +60,9 @@ func checkServer(nc *nats.Conn) error {
 	return nil
 }
 
-// wantedStreams returns the configuration of every stream of the region but the
-// two buckets.
-func (j *Journal) wantedStreams() map[string]jetstream.StreamConfig {
+// wantedStreams returns the configuration of every stream of the region. How
+// long each keeps its messages is the retention table's to say.
+func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 	limit := j.cfg.Limits.withDefaults().Bytes + recordRoom
 	want := make(map[string]jetstream.StreamConfig)
 	base := jetstream.StreamConfig{
@@ -78,16 +78,27 @@ func (j *Journal) wantedStreams() map[string]jetstream.StreamConfig {
 			c := base
 			c.Name = StreamName(j.region.ID, p.ID, shard)
 			c.Subjects = []string{StreamSubjects(p.ID, shard)}
-			c.MaxAge = p.Retention
 			want[c.Name] = c
 		}
 	}
 	audit := base
 	audit.Name = AuditStream(j.region.ID)
 	audit.Subjects = []string{"audit.>"}
-	audit.MaxAge = j.cfg.AuditRetention
 	want[audit.Name] = audit
-	return want
+	for _, bucket := range []string{RegistryBucket(j.region.ID), KeyringBucket(j.region.ID), ProfileBucket(j.region.ID)} {
+		c := bucketConfig(bucket, j.cfg.Replicas)
+		want[c.Name] = c
+	}
+	table := j.RetentionTable()
+	for name, c := range want {
+		age, ok := MaxAge(table, name)
+		if !ok {
+			return nil, fmt.Errorf("%w: stream %s has no row in the retention table", ErrInvalid, name)
+		}
+		c.MaxAge = age
+		want[name] = c
+	}
+	return want, nil
 }
 
 // bucketRevisions is how many revisions of a row can be there: the present one,
@@ -115,10 +126,9 @@ func bucketConfig(bucket string, replicas int) jetstream.StreamConfig {
 // openStreams finds or makes the region's streams and returns those of
 // messages, in the order of the plan table.
 func (j *Journal) openStreams(ctx context.Context) ([]streamState, error) {
-	want := j.wantedStreams()
-	for _, bucket := range []string{RegistryBucket(j.region.ID), KeyringBucket(j.region.ID)} {
-		c := bucketConfig(bucket, j.cfg.Replicas)
-		want[c.Name] = c
+	want, err := j.wantedStreams()
+	if err != nil {
+		return nil, err
 	}
 	found, err := j.findStreams(ctx, slices.Sorted(maps.Keys(want)))
 	if err != nil {
@@ -312,10 +322,9 @@ func (j *Journal) Check(ctx context.Context) ([]Drift, error) {
 	if err != nil {
 		return nil, err
 	}
-	want := j.wantedStreams()
-	for _, bucket := range []string{RegistryBucket(j.region.ID), KeyringBucket(j.region.ID)} {
-		c := bucketConfig(bucket, j.cfg.Replicas)
-		want[c.Name] = c
+	want, err := j.wantedStreams()
+	if err != nil {
+		return nil, err
 	}
 	names := slices.Sorted(maps.Keys(want))
 	found, err := j.findStreams(ctx, names)

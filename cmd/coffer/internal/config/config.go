@@ -38,10 +38,12 @@ type File struct {
 	// ShutdownTimeout is how long open requests may take to end; default 30s.
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
 
-	Log     Log      `toml:"log"`
-	Limits  Limits   `toml:"limits"`
-	Plans   []Plan   `toml:"plan"`
-	Regions []Region `toml:"region"`
+	Log    Log    `toml:"log"`
+	Limits Limits `toml:"limits"`
+	Plans  []Plan `toml:"plan"`
+	// Retention is for what no plan governs.
+	Retention Retention `toml:"retention"`
+	Regions   []Region  `toml:"region"`
 }
 
 // Log says what is logged, to standard error.
@@ -208,6 +210,9 @@ func (f File) check() (Config, error) {
 		return Config{}, err
 	}
 	if c.PlanTable, err = planTable(c.Plans); err != nil {
+		return Config{}, err
+	}
+	if err := c.Retention.check(); err != nil {
 		return Config{}, err
 	}
 	if err := c.checkRegions(); err != nil {

@@ -54,6 +54,9 @@ shutdown_timeout = "5s"
 level = "warn"
 format = "text"
 
+[retention]
+audit = "30d"
+
 [limits]
 batch_events = 500
 body_timeout = "20s"
@@ -95,6 +98,8 @@ func TestLoad(t *testing.T) {
 		t.Errorf("defaults of eu: %+v", eu)
 	case len(c.PlanTable) != 1 || c.PlanTable[0].Retention != 72*time.Hour:
 		t.Errorf("plans: %+v", c.PlanTable)
+	case c.Retention.Journal().Audit != 30*24*time.Hour || c.Retention.Journal().Profiles != 180*24*time.Hour:
+		t.Errorf("retention: %+v", c.Retention.Journal())
 	case c.Operator == (auth.Operator{}):
 		t.Error("no operator token")
 	case c.ShutdownTimeout != Duration(5*time.Second):
@@ -164,6 +169,8 @@ func TestRefused(t *testing.T) {
 		{name: "bad duration", text: replace(`retention = "3d"`, `retention = "3 days"`), mentions: "time span"},
 		{name: "bad level", text: replace(`"warn"`, `"loud"`), mentions: "log.level"},
 		{name: "bad format", text: replace(`"text"`, `"xml"`), mentions: "log.format"},
+		{name: "seldom refresh", text: replace("[retention]", "[retention]\nrefresh = \"40d\""), mentions: "refresh"},
+		{name: "late warning", text: replace("[retention]", "[retention]\nprofiles = \"20d\""), mentions: "warning"},
 		{name: "negative limit", text: replace("batch_events = 500", "batch_events = -1"), mentions: "batch_events"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
