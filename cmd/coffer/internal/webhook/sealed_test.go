@@ -1,0 +1,109 @@
+package webhook
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"math/big"
+	"strings"
+	"testing"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+func jwk(t testing.TB, key any, algorithm string) []byte {
+	t.Helper()
+	encoded, err := (&jose.JSONWebKey{Key: key, KeyID: "key-1", Algorithm: algorithm}).MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return encoded
+}
+
+func TestSealed(t *testing.T) {
+	onP256, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	onP521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withRSA, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		key         crypto.Signer
+		asked, want string
+	}{
+		{onP256, "", "ECDH-ES"}, {onP521, "ECDH-ES", "ECDH-ES"}, {withRSA, "", "RSA-OAEP-256"}, {withRSA, "RSA-OAEP", "RSA-OAEP"},
+	} {
+		r, err := ParseRecipient(jwk(t, tt.key.Public(), tt.asked))
+		if err != nil || r.KeyID() != "key-1" {
+			t.Fatal(err)
+		}
+		body := []byte("canary " + tt.want)
+		first, err := r.Seal(body)
+		if err != nil || strings.Count(first, ".") != 4 {
+			t.Fatalf("%q %v", first, err)
+		}
+		if second, err := r.Seal(body); err != nil || second == first {
+			t.Errorf("%s: the same key twice: %v", tt.want, err)
+		}
+		parsed, err := jose.ParseEncrypted(first, []jose.KeyAlgorithm{jose.KeyAlgorithm(tt.want)}, []jose.ContentEncryption{jose.A256GCM})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened, err := parsed.Decrypt(tt.key); err != nil || string(opened) != string(body) {
+			t.Errorf("%s: %q %v", tt.want, opened, err)
+		}
+		if _, err := parsed.Decrypt(other); err == nil {
+			t.Errorf("%s: another key opens it", tt.want)
+		}
+	}
+	short := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1023, 1), E: 65537}
+	edwards, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, key := range map[string][]byte{
+		"a private key": jwk(t, onP256, ""), "a symmetric key": jwk(t, []byte("0123456789abcdef0123456789abcdef"), ""), "a short key": jwk(t, short, ""),
+		"a key for signatures": jwk(t, edwards, ""), "another algorithm": jwk(t, withRSA.Public(), "RSA1_5"), "of the other kind": jwk(t, onP256.Public(), "RSA-OAEP"),
+		"key agreement with wrapping": jwk(t, onP256.Public(), "ECDH-ES+A256KW"), "no JSON": []byte("{"), "nothing": nil,
+		"too long": []byte(`{"kty":"EC","x":"` + strings.Repeat("A", maxKey) + `"}`), "off the curve": []byte(`{"kty":"EC","crv":"P-256","x":"AAAA","y":"AAAA"}`),
+	} {
+		if _, err := ParseRecipient(key); !errors.Is(err, ErrKey) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func FuzzParseRecipient(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(jwk(f, key.Public(), ""))
+	f.Add([]byte(`{"kty":"RSA","n":"AQAB","e":"AQAB"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := ParseRecipient(data)
+		if err != nil {
+			if !errors.Is(err, ErrKey) {
+				t.Fatalf("an error of another kind: %v", err)
+			}
+			return
+		}
+		if _, err := r.Seal([]byte("x")); err != nil {
+			t.Fatalf("an accepted key does not seal: %v", err)
+		}
+	})
+}
