@@ -22,13 +22,12 @@ const retryMillis = 1000
 type eventStream struct {
 	plainStream
 
-	b       binding
-	begun   bool
-	scratch []byte
+	b     binding
+	begun bool
 }
 
 func (e *eventStream) batch(b *sealedBatch) error {
-	out := e.scratch[:0]
+	out := b.wire[:0]
 	if !e.begun {
 		e.begun = true
 		// Proxies that buffer would hold back the first event.
@@ -51,10 +50,7 @@ func (e *eventStream) batch(b *sealedBatch) error {
 	if len(out) == 0 {
 		return nil
 	}
-	e.scratch = out
-	if cap(out) > idleBuffer {
-		e.scratch = nil
-	}
+	b.wire = out
 	return e.write(typeEventStream, out)
 }
 

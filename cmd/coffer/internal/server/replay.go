@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"fmt"
 	"mime"
 	"net/http"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections/history"
 )
@@ -200,44 +198,12 @@ func (s *Server) pageEvents(c *call, q history.Query, b binding) error {
 // problem after the answer has begun goes into the trailer, with the cursor that
 // goes on after it.
 func (s *Server) streamEvents(c *call, q history.Query, out *streamWriter, follow bool) error {
-	ctx, cancel := context.WithCancel(c.r.Context())
-	source := newLineSource(s, c.app.ID)
-	source.start(ctx, q, follow)
-	defer source.wait()
-	defer cancel()
 	tick, stop := s.keepAliveTicker(follow)
 	defer stop()
 	expired, stopExpiry := s.expiry(c, follow)
 	defer stopExpiry()
-	for {
-		select {
-		case batch, ok := <-source.opened:
-			if !ok {
-				return out.end(nil)
-			}
-			err := batch.err
-			if writeErr := out.batch(batch); writeErr != nil {
-				return writeErr
-			}
-			source.recycle(batch)
-			if err != nil {
-				return out.end(err)
-			}
-			if follow && c.r.Method == http.MethodHead {
-				return nil
-			}
-		case <-tick:
-			if err := out.alive(); err != nil {
-				return err
-			}
-		case <-out.gone():
-			return errCallerGone
-		case <-expired:
-			return out.end(auth.ErrExpired)
-		case <-s.stopping:
-			return out.end(errStopping)
-		}
-	}
+	t := &stream{s: s, c: c, q: q, out: out, follow: follow, tick: tick, expired: expired}
+	return t.run(c.r.Context())
 }
 
 // expiry fires when the caller's token expires: a stream does not outlive the

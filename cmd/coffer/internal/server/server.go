@@ -116,6 +116,10 @@ type Server struct {
 	bodies  *semaphore.Weighted // bytes of request bodies in memory
 	streams *semaphore.Weighted // replays under way
 	quotas  *quotas
+	spare   sync.Pool // of *sealedBatch, for the news of tails
+
+	// changed is the runner's; a test puts itself in between.
+	changed func(journal.AppID) <-chan struct{}
 
 	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http
 	stopping chan struct{}  // closed by Stop
@@ -139,6 +143,9 @@ func New(o Options) *Server {
 	s.bodies = semaphore.NewWeighted(s.limits.BodyBytes)
 	s.streams = semaphore.NewWeighted(int64(s.limits.Streams))
 	s.quotas = newQuotas(s.limits)
+	if s.runner != nil {
+		s.changed = s.runner.Changed
+	}
 	s.table = s.routes()
 	s.document = sync.OnceValues(s.buildDocument)
 	return s

@@ -4,27 +4,193 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections/history"
 )
 
-// A replay is a line of three: one goroutine reads sealed records from the
-// view, one opens them into lines of JSON, and the request's own goroutine
-// sends those. So reading, opening and TLS share the machine's cores, and what
-// is in memory is a fixed number of batches, however long the replay.
+// The past is a line of three: one goroutine reads sealed records from the view,
+// one opens them into lines of JSON, and the request's own goroutine sends those.
+// So reading, opening and TLS share the machine's cores, and what is in memory is
+// a fixed number of batches, however long the replay: a reader that takes nothing
+// stops the line, and nothing is buffered for it.
 const (
-	batchBytes  = 128 << 10
+	batchBytes  = 64 << 10
 	batchEvents = 512
-	batches     = 6 // three being worked on, three waiting
+	batches     = 4 // three being worked on, one waiting
 )
 
-// idleBuffer is the largest buffer that a stream keeps once it has come to the
-// end of the view: most tails are idle most of the time, and there are many.
-const idleBuffer = 4 << 10
+// A stream gives the events of one request: the past by a lineSource and then,
+// when it follows, what comes. A tail that waits has its request's goroutine and
+// no buffer: most tails are idle most of the time, and there are many.
+type stream struct {
+	s       *Server
+	c       *call
+	q       history.Query
+	out     *streamWriter
+	follow  bool
+	left    int // of the limit, 0: none
+	tick    <-chan time.Time
+	expired <-chan time.Time
+}
+
+// run returns when everything has been given or, when the stream follows, when
+// the reader, the token or the server ends.
+func (t *stream) run(ctx context.Context) error {
+	limited := t.q.Limit > 0
+	t.left = t.q.Limit
+	for step := t.past; ; step = t.news {
+		changed := t.s.changed(t.c.app.ID) // before reading: nothing falls in between
+		more, err := step(ctx)
+		for more && err == nil {
+			more, err = t.past(ctx) // it has fallen behind
+		}
+		switch {
+		case errors.Is(err, errEnded):
+			return nil
+		case err != nil:
+			return err
+		case !t.follow || (limited && t.left == 0):
+			return t.out.end(nil)
+		}
+		if err := t.wait(changed); err != nil {
+			return err
+		}
+	}
+}
+
+// errEnded means that the trailer has been sent, or that none is needed.
+var errEnded = errors.New("the stream has ended")
+
+// ended turns what ended a stream into what run returns.
+func ended(err error) error {
+	if err == nil {
+		return errEnded
+	}
+	return err
+}
+
+// wait returns nil when there is something new.
+func (t *stream) wait(changed <-chan struct{}) error {
+	for {
+		select {
+		case <-changed:
+			return nil
+		case <-t.tick:
+			if err := t.out.alive(); err != nil {
+				return err
+			}
+		case <-t.out.gone():
+			return errCallerGone
+		case <-t.c.r.Context().Done():
+			return errCallerGone
+		case <-t.expired:
+			return ended(t.out.end(auth.ErrExpired))
+		case <-t.s.stopping:
+			return ended(t.out.end(errStopping))
+		}
+	}
+}
+
+// past sends from the line of three up to the present end of the view.
+func (t *stream) past(ctx context.Context) (more bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	source := newLineSource(t.s, t.c.app.ID)
+	source.start(ctx, t.q)
+	defer source.wait()
+	defer cancel()
+	for {
+		select {
+		case batch, ok := <-source.opened:
+			if !ok {
+				if ctx.Err() != nil {
+					return false, errCallerGone // before the end: there may be more
+				}
+				t.came(source.count, source.next)
+				return false, nil
+			}
+			err := batch.err
+			if writeErr := t.out.batch(batch); writeErr != nil {
+				return false, writeErr
+			}
+			source.recycle(batch)
+			if err != nil {
+				return false, ended(t.out.end(err))
+			}
+			if t.follow && t.c.r.Method == http.MethodHead {
+				return false, errEnded
+			}
+		case <-t.tick:
+			if err := t.out.alive(); err != nil {
+				return false, err
+			}
+		case <-t.out.gone():
+			return false, errCallerGone
+		case <-t.expired:
+			return false, ended(t.out.end(auth.ErrExpired))
+		case <-t.s.stopping:
+			return false, ended(t.out.end(errStopping))
+		}
+	}
+}
+
+// news sends what has come since the view was last read. It is seldom much, so
+// the request's goroutine does it alone; more says that it was.
+func (t *stream) news(ctx context.Context) (more bool, err error) {
+	b, _ := t.s.spare.Get().(*sealedBatch)
+	if b == nil {
+		b = &sealedBatch{}
+	}
+	defer func() {
+		b.reset()
+		t.s.spare.Put(b)
+	}()
+	q := t.q
+	if q.Limit == 0 || q.Limit > batchEvents {
+		q.Limit = batchEvents
+	}
+	next, err := t.s.history.Replay(ctx, t.c.app.ID, q, func(item history.Item) error {
+		if b.full(item) {
+			return errFull
+		}
+		b.add(item)
+		return nil
+	})
+	more = errors.Is(err, errFull) || err == nil && len(b.items) == batchEvents
+	if err != nil && !more {
+		b.err = err
+	} else {
+		b.scanned = next
+	}
+	n := len(b.items)
+	t.s.openBatch(ctx, t.c.app.ID, b)
+	err = b.err
+	if writeErr := t.out.batch(b); writeErr != nil {
+		return false, writeErr
+	}
+	if err != nil {
+		return false, ended(t.out.end(err))
+	}
+	t.came(n, next)
+	return more && (t.q.Limit == 0 || t.left > 0), nil
+}
+
+// errFull ends a read whose batch has no room for the next event.
+var errFull = errors.New("the batch is full")
+
+// came notes how far the stream has come.
+func (t *stream) came(n int, next journal.Position) {
+	t.q.After = next
+	if t.q.Limit > 0 {
+		t.left -= n
+		t.q.Limit = t.left
+	}
+}
 
 // sealedBatch is what goes down the line: records copied from the view, then
 // the lines made of them.
@@ -34,14 +200,12 @@ type sealedBatch struct {
 	// scanned is the position up to which the view has been read.
 	scanned journal.Position
 
-	// live is set on the last batch before the end of the view.
-	live bool
-
 	lines     []byte
 	ends      []int // of each line in lines, with its newline
 	positions []journal.Position
-	count     int // lines
-	omitted   int // recalled, or destroyed with their keys
+	wire      []byte // the form's scratch
+	count     int    // lines
+	omitted   int    // recalled, or destroyed with their keys
 	err       error
 }
 
@@ -52,13 +216,21 @@ type batchItem struct {
 }
 
 func (b *sealedBatch) reset() {
-	if b.live && cap(b.records)+cap(b.lines) > idleBuffer {
-		*b = sealedBatch{}
-		return
-	}
 	*b = sealedBatch{
-		records: b.records[:0], items: b.items[:0], lines: b.lines[:0], ends: b.ends[:0], positions: b.positions[:0],
+		records: b.records[:0], items: b.items[:0], lines: b.lines[:0], ends: b.ends[:0], positions: b.positions[:0], wire: b.wire[:0],
 	}
+}
+
+func (b *sealedBatch) full(item history.Item) bool {
+	return len(b.items) == batchEvents || (len(b.records) > 0 && len(b.records)+len(item.Record) > batchBytes)
+}
+
+func (b *sealedBatch) add(item history.Item) {
+	if !item.Recalled {
+		b.records = append(b.records, item.Record...)
+	}
+	b.items = append(b.items, batchItem{end: len(b.records), position: item.Position, recalled: item.Recalled})
+	b.scanned = item.Position
 }
 
 // lineSource runs the first two of the three. Every batch received must be
@@ -70,6 +242,11 @@ type lineSource struct {
 	sealed chan *sealedBatch
 	opened chan *sealedBatch
 	work   sync.WaitGroup
+
+	// What follows can be read when opened is closed.
+
+	count int // events read, also those that are not given
+	next  journal.Position
 }
 
 func newLineSource(s *Server, app journal.AppID) *lineSource {
@@ -83,17 +260,17 @@ func newLineSource(s *Server, app journal.AppID) *lineSource {
 	return l
 }
 
-// start reads until the end of the view or, when follow is set, until ctx ends.
-// The channel opened is closed after the last batch; an error is in it.
-func (l *lineSource) start(ctx context.Context, q history.Query, follow bool) {
+// start reads until the end of the view. The channel opened is closed after the
+// last batch; an error is in it.
+func (l *lineSource) start(ctx context.Context, q history.Query) {
 	l.work.Go(func() {
 		defer close(l.sealed)
-		l.read(ctx, q, follow)
+		l.read(ctx, q)
 	})
 	l.work.Go(func() {
 		defer close(l.opened)
 		for b := range l.sealed {
-			l.open(ctx, b)
+			l.s.openBatch(ctx, l.app, b)
 			select {
 			case l.opened <- b:
 			case <-ctx.Done():
@@ -108,83 +285,36 @@ func (l *lineSource) start(ctx context.Context, q history.Query, follow bool) {
 func (l *lineSource) wait() { l.work.Wait() }
 
 func (l *lineSource) recycle(b *sealedBatch) {
-	live := b.live
 	b.reset()
-	if live {
-		l.shrink()
-	}
 	l.free <- b
 }
 
-// shrink lets go of the buffers that are waiting.
-func (l *lineSource) shrink() {
-	for range len(l.free) {
-		select {
-		case b := <-l.free:
-			if cap(b.records)+cap(b.lines) > idleBuffer {
-				b = &sealedBatch{}
-			}
-			l.free <- b
-		default:
-			return
-		}
-	}
-}
-
-func (l *lineSource) read(ctx context.Context, q history.Query, follow bool) {
-	left := q.Limit
-	for {
-		changed := l.s.runner.Changed(l.app) // before reading: nothing falls in between
-		q.Limit = left
-		n, next, err := l.pass(ctx, q)
-		if err != nil || !follow || (left > 0 && n >= left) {
-			return
-		}
-		if left > 0 {
-			left -= n
-		}
-		q.After = next
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// pass reads to the present end of the view. A partly filled batch is passed on
+// read reads to the present end of the view. A partly filled batch is passed on
 // at the end, and so is one without lines: it says how far was read.
-func (l *lineSource) pass(ctx context.Context, q history.Query) (int, journal.Position, error) {
-	n := 0
+func (l *lineSource) read(ctx context.Context, q history.Query) {
 	b, err := l.take(ctx)
 	if err != nil {
-		return 0, 0, err
+		return
 	}
 	next, err := l.s.history.Replay(ctx, l.app, q, func(item history.Item) error {
-		if len(b.items) == batchEvents || (len(b.records) > 0 && len(b.records)+len(item.Record) > batchBytes) {
+		if b.full(item) {
 			l.sealed <- b // never blocks: it has room for every batch
 			var err error
 			if b, err = l.take(ctx); err != nil {
 				return err
 			}
 		}
-		if !item.Recalled {
-			b.records = append(b.records, item.Record...)
-		}
-		b.items = append(b.items, batchItem{end: len(b.records), position: item.Position, recalled: item.Recalled})
-		b.scanned = item.Position
-		n++
+		b.add(item)
+		l.count++
 		return nil
 	})
 	if b == nil {
-		return n, 0, ctx.Err()
+		return
 	}
-	b.err = err
-	if err == nil {
-		b.scanned, b.live = next, true
+	if b.err = err; err == nil {
+		b.scanned, l.next = next, next
 	}
 	l.sealed <- b
-	return n, next, err
 }
 
 func (l *lineSource) take(ctx context.Context) (*sealedBatch, error) {
@@ -196,9 +326,9 @@ func (l *lineSource) take(ctx context.Context) (*sealedBatch, error) {
 	}
 }
 
-// open turns a batch's records into lines. It stops before the first record
+// openBatch turns a batch's records into lines. It stops before the first record
 // that cannot be opened; nothing is skipped but what no longer exists.
-func (l *lineSource) open(ctx context.Context, b *sealedBatch) {
+func (s *Server) openBatch(ctx context.Context, app journal.AppID, b *sealedBatch) {
 	start := 0
 	last := journal.Position(0)
 	for _, item := range b.items {
@@ -209,7 +339,7 @@ func (l *lineSource) open(ctx context.Context, b *sealedBatch) {
 			last = item.position
 			continue
 		}
-		lines, err := l.s.appendLine(ctx, b.lines, l.app, record, item.position)
+		lines, err := s.appendLine(ctx, b.lines, app, record, item.position)
 		switch {
 		case err == nil:
 			b.lines = append(lines, '\n')
