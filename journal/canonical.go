@@ -119,6 +119,16 @@ func (e *Event) place() error {
 		if e.Sender == "" {
 			return invalid("/sender", missing)
 		}
+	case MemberJoined, MemberLeft:
+		return e.placeMember()
+	case InboxAcked:
+		if e.Sender == "" {
+			return invalid("/sender", missing)
+		}
+		if e.Target == "" {
+			return invalid("/target", missing)
+		}
+		return nil
 	case UserErased:
 		// Sealed under the user's own key it could not be read afterwards.
 		if e.Sender != "" {
@@ -133,6 +143,24 @@ func (e *Event) place() error {
 	}
 	if e.Conversation == "" {
 		return invalid("/conversation", missing)
+	}
+	return nil
+}
+
+// placeMember checks an event of a membership. Its sender is the member, whoever
+// decided: so the event is sealed under the member's key, and goes with it.
+func (e *Event) placeMember() error {
+	switch {
+	case e.Conversation == "":
+		return invalid("/conversation", "the attribute is missing")
+	case e.ConversationType == Direct:
+		return invalid("/conversationtype", "a direct conversation has no members; its users are its own")
+	case e.Sender == "":
+		return invalid("/sender", "the member is missing")
+	case e.Recipient != "":
+		return invalid("/recipient", "the member is the sender; there is no recipient")
+	case e.Target != "":
+		return invalid("/target", "an event of a membership has no target")
 	}
 	return nil
 }

@@ -326,13 +326,21 @@ func TestNormalizeRefusesFromGo(t *testing.T) {
 		"invalid UTF-8 in data":  {message("{\"a\":\"\xff\"}"), "/data/a"},
 		"NUL in data":            {message(`{"a":["\u0000"]}`), "/data/a/0"},
 		"deep data":              {message(strings.Repeat(`{"a":`, 32) + `1` + strings.Repeat(`}`, 32)), "/data"},
-		"type unknown":           {Event{ID: "m", Type: 9}, "/type"},
+		"type unknown":           {Event{ID: "m", Type: 11}, "/type"},
 		"type missing":           {Event{ID: "m"}, "/type"},
 		"conversation kind":      {Event{ID: "m", Type: MessageRecalled, Target: "t", Conversation: "c", ConversationType: 4}, "/conversationtype"},
 		"id with quote":          {Event{ID: `m"`, Type: MessageRecalled}, "/id"},
 		"target with full stop":  {Event{ID: "m", Type: MessageRecalled, Target: "a.b"}, "/target"},
 		"erasure with a sender":  {Event{ID: "m", Type: UserErased, Sender: "a", Recipient: "a"}, "/sender"},
 		"erasure without a user": {Event{ID: "m", Type: UserErased}, "/recipient"},
+
+		"membership of nothing":       {Event{ID: "m", Type: MemberJoined, Sender: "a"}, "/conversation"},
+		"membership of nobody":        {Event{ID: "m", Type: MemberLeft, Conversation: "c", ConversationType: Group}, "/sender"},
+		"membership of two":           {Event{ID: "m", Type: MemberJoined, Sender: "a", Recipient: "b"}, "/conversationtype"},
+		"membership with a recipient": {Event{ID: "m", Type: MemberJoined, Conversation: "c", ConversationType: Room, Sender: "a", Recipient: "b"}, "/recipient"},
+		"membership with a target":    {Event{ID: "m", Type: MemberLeft, Conversation: "c", ConversationType: Group, Sender: "a", Target: "t"}, "/target"},
+		"acknowledgement of nobody":   {Event{ID: "m", Type: InboxAcked, Target: "t"}, "/sender"},
+		"acknowledgement of nothing":  {Event{ID: "m", Type: InboxAcked, Sender: "a"}, "/target"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := tt.event.Normalize(testNow(), Limits{})

@@ -31,6 +31,9 @@ const (
 	ReceiptRead       Type = 5
 	UserErased        Type = 6
 	AttachmentStored  Type = 7
+	MemberJoined      Type = 8
+	MemberLeft        Type = 9
+	InboxAcked        Type = 10
 	AppCreated        Type = 32
 	AppPlanChanged    Type = 33
 	KeyRotated        Type = 34
@@ -56,6 +59,12 @@ func (t Type) String() string {
 		return "user.erased"
 	case AttachmentStored:
 		return "attachment.stored"
+	case MemberJoined:
+		return "member.joined"
+	case MemberLeft:
+		return "member.left"
+	case InboxAcked:
+		return "inbox.acked"
 	case AppCreated:
 		return "app.created"
 	case AppPlanChanged:
@@ -89,6 +98,12 @@ func ParseType(s string) (Type, error) {
 		return UserErased, nil
 	case "attachment.stored":
 		return AttachmentStored, nil
+	case "member.joined":
+		return MemberJoined, nil
+	case "member.left":
+		return MemberLeft, nil
+	case "inbox.acked":
+		return InboxAcked, nil
 	case "app.created":
 		return AppCreated, nil
 	case "app.plan_changed":
@@ -110,7 +125,9 @@ func (t Type) Known() bool { return t.String() != "" }
 
 // Reserved reports whether only the server writes events of this type;
 // [ParseEvent] refuses them from a caller.
-func (t Type) Reserved() bool { return t == UserErased || t == AttachmentStored || t >= AppCreated }
+func (t Type) Reserved() bool {
+	return t == UserErased || t == AttachmentStored || t == InboxAcked || t >= AppCreated
+}
 
 // A ConversationType is the kind of a conversation.
 type ConversationType uint8

@@ -29,6 +29,9 @@ func (r *region) clean(ctx context.Context) {
 			} else if n > 0 {
 				r.log.Info("expired events have left the view", "events", n)
 			}
+			if _, err := r.roaming.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
+				r.log.Error("expired events stay in the roaming view", "err", err)
+			}
 		case <-destroy.C:
 			r.destroyEpochs(ctx, r.options.now())
 		}

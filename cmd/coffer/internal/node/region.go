@@ -26,6 +26,7 @@ import (
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
 	"github.com/cofferdb/coffer/projections/pebble"
+	"github.com/cofferdb/coffer/projections/roaming"
 )
 
 type regionOptions struct {
@@ -49,6 +50,7 @@ type region struct {
 	keys     *keys.Admin
 	store    *pebble.Store
 	view     *history.View
+	roaming  *roaming.View
 	journal  *journal.Journal
 	runner   *projections.Runner
 	accounts *accounts.Store
@@ -94,6 +96,9 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 		return r, err
 	}
 	if r.view, err = history.New(history.Config{Store: r.store, Plans: o.config.PlanTable}); err != nil {
+		return r, err
+	}
+	if r.roaming, err = roaming.New(roaming.Config{Store: r.store, Plans: o.config.PlanTable}); err != nil {
 		return r, err
 	}
 	if err := r.connect(ctx, filepath.Join(dir, "nats")); err != nil {
@@ -162,7 +167,7 @@ func (r *region) openJournal(ctx context.Context) error {
 		return err
 	}
 	r.runner, err = projections.NewRunner(projections.RunnerConfig{
-		Journal: r.journal, Store: r.store, Projections: []projections.Projection{r.view}, Log: r.log,
+		Journal: r.journal, Store: r.store, Projections: []projections.Projection{r.view, r.roaming}, Log: r.log,
 	})
 	if err != nil {
 		return err
@@ -181,7 +186,7 @@ func (r *region) openJournal(ctx context.Context) error {
 func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
-		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
+		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,

@@ -26,7 +26,7 @@ func layer(dir string) int {
 		return 0
 	case below(dir, "journal"):
 		return 1
-	case below(dir, "projections/history"), below(dir, "projections/callbacks"):
+	case below(dir, "projections/history"), below(dir, "projections/roaming"), below(dir, "projections/callbacks"):
 		return 3
 	case below(dir, "projections"):
 		return 2

@@ -22,6 +22,7 @@ import (
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
+	"github.com/cofferdb/coffer/projections/roaming"
 )
 
 // Limits bounds what requests may take. Zero values mean the defaults named.
@@ -79,6 +80,7 @@ type Options struct {
 	Region   journal.Region
 	Journal  *journal.Journal
 	History  *history.View
+	Roaming  *roaming.View
 	Runner   *projections.Runner
 	Accounts *accounts.Store
 	Keys     *keys.Admin
@@ -98,6 +100,7 @@ type Server struct {
 	region    journal.Region
 	journal   *journal.Journal
 	history   *history.View
+	roaming   *roaming.View
 	runner    *projections.Runner
 	accounts  *accounts.Store
 	keys      *keys.Admin
@@ -129,7 +132,7 @@ type Server struct {
 // New makes a server. It starts nothing.
 func New(o Options) *Server {
 	s := &Server{
-		region: o.Region, journal: o.Journal, history: o.History, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
+		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
