@@ -113,7 +113,9 @@ type Journal struct {
 	auditor  *auditor
 	logID    LogID
 	streams  map[string]*stream // by name; not changed after Open
-	order    []StreamInfo
+	order    []StreamInfo       // those of messages
+
+	callbacks *Callbacks
 
 	closed atomic.Bool
 	stop   context.CancelFunc
@@ -142,6 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	for _, p := range cfg.Plans {
 		j.plans[p.ID] = p
 	}
+	j.callbacks = &Callbacks{j: j, retention: cfg.Retention.Callbacks}
 	j.ctx, j.stop = context.WithCancel(context.Background())
 	if err := j.open(ctx); err != nil {
 		_ = j.Close()
@@ -224,6 +227,10 @@ func (j *Journal) open(ctx context.Context) error {
 			return err
 		}
 		j.streams[st.info.Name] = s
+		if st.info.Plan == "" {
+			j.callbacks.streams = append(j.callbacks.streams, st.info)
+			continue
+		}
 		j.order = append(j.order, st.info)
 	}
 	return nil

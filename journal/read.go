@@ -244,6 +244,13 @@ func (r *reader) decode(m jetstream.Msg) (Sealed, error) {
 	if !ok {
 		return Sealed{}, unavailable(errors.New("a message without a sequence"))
 	}
+	if r.s.info.Plan == "" {
+		app, err := parseCallbackSubject(m.Subject())
+		if err != nil {
+			return Sealed{}, fmt.Errorf("%w: sequence %d has a foreign subject", ErrCorrupt, sequence)
+		}
+		return Sealed{App: app, Position: Position(sequence), Sequence: sequence, Stored: stored, Record: m.Data()}, nil
+	}
 	subject, err := ParseSubject(m.Subject())
 	if err != nil {
 		return Sealed{}, fmt.Errorf("%w: sequence %d has a foreign subject", ErrCorrupt, sequence)

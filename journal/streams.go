@@ -81,6 +81,9 @@ func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 			want[c.Name] = c
 		}
 	}
+	for _, c := range j.callbacks.wanted(base) {
+		want[c.Name] = c
+	}
 	audit := base
 	audit.Name = AuditStream(j.region.ID)
 	audit.Subjects = []string{"audit.>"}
@@ -124,7 +127,8 @@ func bucketConfig(bucket string, replicas int) jetstream.StreamConfig {
 }
 
 // openStreams finds or makes the region's streams and returns those of
-// messages, in the order of the plan table.
+// messages, in the order of the plan table, and then those of callbacks, whose
+// plan is empty.
 func (j *Journal) openStreams(ctx context.Context) ([]streamState, error) {
 	want, err := j.wantedStreams()
 	if err != nil {
@@ -169,6 +173,12 @@ func (j *Journal) openStreams(ctx context.Context) ([]streamState, error) {
 				last: found[name].State.LastSeq,
 			})
 		}
+	}
+	for shard := range callbackShards {
+		name := CallbackStream(j.region.ID, shard)
+		out = append(out, streamState{
+			info: StreamInfo{Name: name, Shard: shard, Incarnation: record.Streams[name]}, last: found[name].State.LastSeq,
+		})
 	}
 	return out, nil
 }
@@ -362,7 +372,7 @@ func compareStream(want, have jetstream.StreamConfig, incarnation string) []Drif
 	return drifts
 }
 
-// Last returns the last sequence of a message stream: of its durable part,
+// Last returns the last sequence of a message or callback stream: of its durable part,
 // which is what [Journal.Read] delivers.
 func (j *Journal) Last(ctx context.Context, name string) (uint64, error) {
 	s := j.streams[name]
