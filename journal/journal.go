@@ -301,6 +301,9 @@ func (j *Journal) Keyring() *kms.Keyring { return j.keyring }
 // Registry returns the registry of apps, for changing them.
 func (j *Journal) Registry() *Registry { return j.registry }
 
+// LogID returns the random id of the region's set of data.
+func (j *Journal) LogID() LogID { return j.logID }
+
 // Streams returns the region's message streams.
 func (j *Journal) Streams() []StreamInfo { return append([]StreamInfo(nil), j.order...) }
 

@@ -1,5 +1,5 @@
 // Package agora reads the history exports and post-send callbacks of Agora Chat
-// (Easemob) and turns each line into a journal event.
+// (Easemob) and turns each line into a journal event; and it writes such lines.
 //
 // A history export is one gzip file of JSON lines per UTC hour; a line is
 //
@@ -25,6 +25,10 @@
 //
 // The event is complete after [journal.Event.Normalize], which also checks the ids
 // and the fields of the bodies.
+//
+// [AppendLine] writes an event as such a line, with a member "coffer" that holds
+// what the form cannot say; Parse gives the same event back
+// (docs/format/export.md).
 //
 // # Limits
 //

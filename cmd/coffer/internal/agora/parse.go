@@ -82,6 +82,7 @@ type record struct {
 	from, to          string
 	groupID, recallID string
 	rest              []member // of the record, in its order
+	own               jsontext.Value
 
 	payload payload
 }
@@ -109,6 +110,9 @@ func Parse(line []byte) (journal.Event, error) {
 	k, ok := kindOf(r.chatType)
 	if !ok {
 		return journal.Event{}, fault("chat_type", "%s is not a known chat type", quote(r.chatType))
+	}
+	if r.own != nil {
+		return r.restore(k)
 	}
 	if !k.known {
 		k.conv = r.conversationType()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -13,6 +14,10 @@ import (
 // maxDepth bounds nesting, so that a hostile line cannot make the event deeper
 // than the server accepts by being wrapped in data.agora.payload.
 const maxDepth = 28
+
+// ownDepth is that of a line of ours: the members of data lie one level deeper
+// there than in the event, which has 32.
+const ownDepth = 33
 
 func parseRecord(line []byte) (*record, error) {
 	if len(bytes.TrimSpace(line)) == 0 {
@@ -27,12 +32,16 @@ func parseRecord(line []byte) (*record, error) {
 	if v.Kind() != '{' {
 		return nil, fault("", "must be a JSON object")
 	}
-	if d := depth(v); d > maxDepth {
-		return nil, fault("", "nested %d deep; the limit is %d", d, maxDepth)
-	}
 	ms, err := members(v)
 	if err != nil {
 		return nil, fault("", "%v", err)
+	}
+	limit := maxDepth
+	if slices.ContainsFunc(ms, func(m member) bool { return m.name == own }) {
+		limit = ownDepth
+	}
+	if d := depth(v); d > limit {
+		return nil, fault("", "nested %d deep; the limit is %d", d, limit)
 	}
 	r := &record{}
 	var hasPayload, hasID, hasChat bool
@@ -59,6 +68,10 @@ func parseRecord(line []byte) (*record, error) {
 		case "payload":
 			hasPayload = true
 			err = r.payload.parse(m.value)
+		case own:
+			if r.own = m.value; m.value.Kind() != '{' {
+				err = errors.New("must be an object")
+			}
 		case "sent_to":
 			// Reserved: data() writes this name itself.
 			err = errors.New("is not a member of an Agora record")

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/journal"
@@ -54,6 +55,7 @@ type region struct {
 	journal  *journal.Journal
 	runner   *projections.Runner
 	accounts *accounts.Store
+	exports  *exports.Exports
 	listener net.Listener
 	server   *server.Server
 	http     *http.Server
@@ -178,6 +180,9 @@ func (r *region) openJournal(ctx context.Context) error {
 	}
 	rows := journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
 	r.accounts = accounts.New(rows, r.journal.Keyring(), r.options.now)
+	r.exports = exports.New(exports.Options{
+		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: rows, Log: r.log, Now: r.options.now,
+	})
 	return r.openKeys(ctx, js, syncer)
 }
 
@@ -187,6 +192,7 @@ func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
+		Exports: r.exports,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
@@ -210,6 +216,7 @@ func (r *region) run(ctx context.Context) error {
 	})
 	views.Go(func() { r.clean(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
+	views.Go(func() { r.exports.Run(ctx) })
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listener: %w", err)
 	}

@@ -59,7 +59,7 @@ func TestRoutesAndCallers(t *testing.T) {
 }
 
 func fill(path, app string) string {
-	return strings.NewReplacer("{app}", app, "{event}", "e1", "{conversation}", "ann,ben").Replace(path)
+	return strings.NewReplacer("{app}", app, "{event}", "e1", "{conversation}", "ann,ben", "{export}", "0123456789abcdef", "{file}", "events-000001.ndjson").Replace(path)
 }
 
 func TestUserSendsAsItselfOnly(t *testing.T) {

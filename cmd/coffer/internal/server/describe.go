@@ -55,6 +55,8 @@ func pathParameters() map[string]parameter {
 		"app":          {about: "the app", schema: text("^[0-9a-f]{32}$")},
 		"event":        {about: "an event's id", schema: text(idPattern)},
 		"conversation": {about: "a conversation's id; a direct one's is its two users' ids in order, with a comma", schema: text(conversationPattern)},
+		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
+		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
 		"job":          {about: "a job's id", schema: object{"type": "string", "minLength": 1}},
 	}
 }
@@ -178,7 +180,7 @@ func (s *Server) descriptions() map[string]description {
 	k := s.kinds
 	view := []kind{k.viewBehind}
 	keyProblems := []kind{k.keyNeeded, k.keysBusy, k.notSupported, k.exists}
-	return map[string]description{
+	all := map[string]description{
 		"GET /livez": {
 			id: "live", summary: "The process answers, whatever else is wrong",
 			answers: []documented{ok[statusAnswer](200, "it answers")},
@@ -289,6 +291,8 @@ func (s *Server) descriptions() map[string]description {
 		},
 		"GET /v1/admin/audit/head": {id: "auditHead", summary: "The newest record of the audit log and its hash", answers: []documented{ok[journal.AuditHead](200, "the head")}},
 	}
+	s.describeExports(all)
+	return all
 }
 
 // anyOf stands for an answer of one of two types.

@@ -307,7 +307,12 @@ func ids(events []map[string]any) []string {
 
 func (s *site) appToken() string {
 	s.t.Helper()
-	token, err := auth.Build(auth.Spec{AppID: s.app, Certificate: s.certificate, Issued: s.now(), Lifetime: time.Hour, Salt: 1})
+	return s.tokenOf(s.app, s.certificate)
+}
+
+func (s *site) tokenOf(app, certificate string) string {
+	s.t.Helper()
+	token, err := auth.Build(auth.Spec{AppID: app, Certificate: certificate, Issued: s.now(), Lifetime: time.Hour, Salt: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
@@ -103,6 +104,8 @@ func kinds() kindTable {
 		notAcceptable:     kind{status: 406, code: "not-acceptable", title: "No form that is accepted can be given"},
 		conflict:          kind{status: 409, code: "idempotency-conflict", title: "The id is taken by another content"},
 		exists:            kind{status: 409, code: "already-exists", title: "It exists already"},
+		exportUnfinished:  kind{status: 409, code: "export-unfinished", title: "The export is not done"},
+		exportsFull:       kind{status: 409, code: "exports-full", title: "The app has as many exports as it may"},
 		keyNeeded:         kind{status: 409, code: "key-needed", title: "The key is still needed"},
 		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
 		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
@@ -130,7 +133,7 @@ type kindTable struct {
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
-	keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
+	exportUnfinished, exportsFull, keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }
 
 // mapping is a row of the error table. An empty detail means that the error's
@@ -190,6 +193,14 @@ func errorTable() []mapping {
 		{journal.ErrGap, k.storeInconsistent, "a stream has a gap"},
 		{journal.ErrIncarnation, k.storeInconsistent, "a stream is missing or is not the registered one"},
 		{projections.ErrStopped, k.storeInconsistent, "the view has stopped at an event that it cannot apply"},
+
+		// Exports.
+		{exports.ErrSpec, k.invalidRequest, ""},
+		{exports.ErrNotFound, k.notFound, "there is no such export, or no such file of it"},
+		{exports.ErrUnfinished, k.exportUnfinished, ""},
+		{exports.ErrTooMany, k.exportsFull, "delete one of them; they also go by themselves after a while"},
+		{exports.ErrExists, k.conflict, "an export with this Idempotency-Key and other filters exists"},
+		{exports.ErrCorrupt, k.dataCorrupt, "a row of the export is damaged; delete the export and ask again"},
 
 		// Administration of keys.
 		{keys.ErrSpec, k.invalidRequest, ""},

@@ -23,7 +23,7 @@ func TestErrorTableIsComplete(t *testing.T) {
 	for dir, name := range map[string]string{
 		"kms": "kms", "journal": "journal", "projections": "projections", "projections/history": "history",
 		"cmd/coffer/internal/auth": "auth", "cmd/coffer/internal/accounts": "accounts",
-		"cmd/coffer/internal/keys": "keys",
+		"cmd/coffer/internal/keys": "keys", "cmd/coffer/internal/exports": "exports",
 	} {
 		for _, sentinel := range sentinels(t, filepath.Join(root, dir)) {
 			found++

@@ -33,7 +33,7 @@ type route struct {
 //
 // An operator reaches no route that opens an event.
 func (s *Server) routes() []route {
-	return []route{
+	table := []route{
 		{method: "GET", path: "/livez", who: anyone, handle: (*Server).livez},
 		{method: "GET", path: "/readyz", who: anyone, handle: (*Server).readyz},
 		{method: "GET", path: "/openapi.json", who: anyone, handle: (*Server).openapi},
@@ -77,6 +77,7 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/audit", who: operator, query: []string{"from"}, handle: (*Server).auditLog},
 		{method: "GET", path: "/v1/admin/audit/head", who: operator, handle: (*Server).auditHead},
 	}
+	return append(table, s.exportRoutes()...)
 }
 
 // ofApp reports whether the path is below one app, whose token it then needs.

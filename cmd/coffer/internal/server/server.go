@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections"
@@ -84,6 +85,7 @@ type Options struct {
 	Runner   *projections.Runner
 	Accounts *accounts.Store
 	Keys     *keys.Admin
+	Exports  *exports.Exports
 	Operator auth.Operator
 
 	// Elsewhere names the other regions, by their number.
@@ -104,6 +106,7 @@ type Server struct {
 	runner    *projections.Runner
 	accounts  *accounts.Store
 	keys      *keys.Admin
+	exports   *exports.Exports
 	operator  auth.Operator
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
@@ -133,6 +136,7 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{
 		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
+		exports: o.Exports,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
