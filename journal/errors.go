@@ -43,6 +43,10 @@ var (
 	// accepted or served for it until it is enabled again.
 	ErrDisabled = errors.New("the app is disabled")
 
+	// ErrRotating means that an app has two certificates already. Withdraw the
+	// older one first: a third would end it without a word.
+	ErrRotating = errors.New("the certificate is being rotated already")
+
 	// ErrUnknownPlan means that the plan is not in the region's plan table.
 	ErrUnknownPlan = errors.New("unknown plan")
 

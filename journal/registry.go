@@ -314,28 +314,39 @@ func (r *Registry) Apps(ctx context.Context) iter.Seq2[App, error] {
 	}
 }
 
-// RotateCertificate gives the app a new certificate and keeps the newest of the
-// old ones beside it, so that tokens signed with it stay good until
-// [Registry.WithdrawCertificate].
+// RotateCertificate gives the app a new certificate and keeps the one before
+// beside it, so that tokens signed with it stay good until
+// [Registry.WithdrawCertificate]. An app with two is [ErrRotating].
 func (r *Registry) RotateCertificate(ctx context.Context, id AppID) (App, error) {
-	return r.update(ctx, id, func(app *App) {
+	return r.update(ctx, id, func(app *App) error {
+		if len(app.Certificates) > 1 {
+			return fmt.Errorf("app %s: %w", id, ErrRotating)
+		}
 		app.Certificates = []Certificate{NewCertificate(), app.Certificates[0]}
+		return nil
 	})
 }
 
 // WithdrawCertificate drops every certificate but the newest.
 func (r *Registry) WithdrawCertificate(ctx context.Context, id AppID) (App, error) {
-	return r.update(ctx, id, func(app *App) { app.Certificates = app.Certificates[:1:1] })
+	return r.update(ctx, id, func(app *App) error {
+		app.Certificates = app.Certificates[:1:1]
+		return nil
+	})
 }
 
 // SetDisabled disables or enables an app.
 func (r *Registry) SetDisabled(ctx context.Context, id AppID, disabled bool) (App, error) {
-	return r.update(ctx, id, func(app *App) { app.Disabled = disabled })
+	return r.update(ctx, id, func(app *App) error {
+		app.Disabled = disabled
+		return nil
+	})
 }
 
 // update changes an app's row by compare-and-set. It returns once the change
-// is durable and the bytes of the old row are gone.
-func (r *Registry) update(ctx context.Context, id AppID, change func(*App)) (App, error) {
+// is durable and the bytes of the old row are gone. What an app is by its id it
+// stays: nothing moves it to another region.
+func (r *Registry) update(ctx context.Context, id AppID, change func(*App) error) (App, error) {
 	if id.Region() != r.region.Number {
 		return App{}, fmt.Errorf("app %s: %w", id, ErrWrongRegion)
 	}
@@ -344,7 +355,10 @@ func (r *Registry) update(ctx context.Context, id AppID, change func(*App)) (App
 		if err != nil {
 			return App{}, err
 		}
-		change(&app)
+		if err := change(&app); err != nil {
+			return App{}, err
+		}
+		app.ID, app.Region = id, r.region.ID
 		value, err := r.encode(ctx, app)
 		if err != nil {
 			return App{}, fmt.Errorf("update app %s: %w", id, err)

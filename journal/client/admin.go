@@ -22,6 +22,8 @@ type App struct {
 	Plan     string        `json:"plan"`
 	Created  time.Time     `json:"created"`
 	Disabled bool          `json:"disabled"`
+	// Rotating tells that the certificate before the newest is still accepted.
+	Rotating bool `json:"rotating"`
 	// Certificates are told once, when the app is made. They sign its tokens.
 	Certificates []string `json:"certificates,omitempty"`
 }

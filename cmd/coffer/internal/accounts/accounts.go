@@ -2,33 +2,40 @@
 //
 // An account is a row of the region's registry. Regions share nothing, so an
 // account that has apps in two regions has a row in each. The row holds an
-// opaque id and what is needed to decide; the name, which may be a person's, is
-// sealed under keys of the registry's own.
+// opaque id and what is needed to decide; the registration data, which may be a
+// person's, is sealed under keys of the registry's own and a key of the account,
+// and ends when the account is deleted or has not been used for a time (package
+// shelf).
+//
+// An account is used when an app of it is, or when an operator changes it.
+// Looking at it is no use.
 package accounts
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/go-json-experiment/json"
-
-	"github.com/cofferdb/coffer/kms"
 )
 
 var (
-	// ErrInvalid means that an account's id, name or home breaks a rule, which
-	// the text names. Correct it.
+	// ErrInvalid means that an account's id, name, e-mail address or home breaks
+	// a rule, which the text names. Correct it.
 	ErrInvalid = errors.New("invalid account")
 	// ErrNotFound means that the region has no account with the id. Create it
 	// in this region first.
 	ErrNotFound = errors.New("account not found")
-	// ErrExists means that the region has an account with the id. Read it.
+	// ErrExists means that the region has, or has had, an account with the id.
+	// Read it, or take another id: those of deleted accounts are not used again.
 	ErrExists = errors.New("account exists")
+	// ErrDeleted means that the account is deleted or being deleted. Nothing can
+	// be done with it.
+	ErrDeleted = errors.New("account deleted")
+	// ErrDisabled means that an operator has disabled the account. Its apps
+	// answer nobody until it is enabled again.
+	ErrDisabled = errors.New("account disabled")
 	// ErrRegionForbidden means that an account of Mainland China asked for
 	// another region than cn without a grant. Use cn, or have an operator grant
 	// the region.
@@ -36,25 +43,44 @@ var (
 )
 
 const (
-	rowPrefix = "account."
-	// keyringApp is the name under which the keyring keeps the registry's own
-	// keys. No app has it: an app's is 32 hex digits.
-	keyringApp = "accounts"
-
-	maxName = 200
-	maxID   = 64
+	maxName  = 200
+	maxEmail = 254
+	maxID    = 64
 
 	// China is the home of accounts that may use the region of that id only.
 	China = "cn"
 )
 
+// State is how far an account's life is.
+type State string
+
+// The states of an account.
+const (
+	Active State = "active"
+	// Expired: the registration data has ended unused. The apps are as they
+	// were, and registering again makes the account active.
+	Expired State = "expired"
+	// Deleting and Deleted: nothing can be done with it any more.
+	Deleting State = "deleting"
+	Deleted  State = "deleted"
+)
+
 // Account owns apps.
 type Account struct {
-	ID      string    `json:"id"`
-	Name    string    `json:"name"`
-	Home    string    `json:"home,omitempty"`    // "cn" for an account of Mainland China
-	Regions []string  `json:"regions,omitempty"` // granted beyond what Home allows
-	Created time.Time `json:"created"`
+	ID string `json:"id"`
+	// Name and Email are the registration data; both may be empty.
+	Name  string `json:"name"`
+	Email string `json:"email,omitempty"`
+
+	Home     string    `json:"home,omitempty"`    // "cn" for an account of Mainland China
+	Regions  []string  `json:"regions,omitempty"` // granted beyond what Home allows
+	Disabled bool      `json:"disabled,omitempty"`
+	State    State     `json:"state"`
+	Created  time.Time `json:"created"`
+	// Used is the last use that was written down; after Ends without another
+	// the registration data is gone.
+	Used time.Time `json:"used,omitzero"`
+	Ends time.Time `json:"ends,omitzero"`
 }
 
 // Allowed returns ErrRegionForbidden when the account may not have apps in the
@@ -66,118 +92,18 @@ func (a Account) Allowed(region string) error {
 	return ErrRegionForbidden
 }
 
-// row is an account as it is stored, in JSON.
-type row struct {
-	Version int       `json:"version"`
-	Name    []byte    `json:"name"` // sealed
-	Home    string    `json:"home,omitempty"`
-	Regions []string  `json:"regions,omitempty"`
-	Created time.Time `json:"created"`
-}
-
-const rowVersion = 1
-
-// Store reads and writes the accounts of one region.
-type Store struct {
-	rows    kms.Rows
-	keyring *kms.Keyring
-	now     func() time.Time
-}
-
-// New returns the store over the registry's rows. It calls nothing: a region
-// whose key service is away must still start.
-func New(rows kms.Rows, keyring *kms.Keyring, now func() time.Time) *Store {
-	if now == nil {
-		now = time.Now
-	}
-	return &Store{rows: rows, keyring: keyring, now: now}
-}
-
-// Create stores a new account and returns it as it is stored.
-func (s *Store) Create(ctx context.Context, a Account) (Account, error) {
-	if err := check(a); err != nil {
-		return Account{}, err
-	}
-	if err := s.keyring.CreateApp(ctx, keyringApp); err != nil {
-		return Account{}, fmt.Errorf("making the keys of the accounts: %w", err)
-	}
-	a.Created = s.now().UTC().Truncate(time.Millisecond)
-	name, err := s.keyring.SealBlob(ctx, keyringApp, purpose(a.ID), []byte(a.Name))
-	if err != nil {
-		return Account{}, fmt.Errorf("sealing the name of account %s: %w", a.ID, err)
-	}
-	value, err := json.Marshal(row{Version: rowVersion, Name: name, Home: a.Home, Regions: a.Regions, Created: a.Created})
-	if err != nil {
-		return Account{}, fmt.Errorf("encoding account %s: %w", a.ID, err)
-	}
-	switch _, err := s.rows.Create(ctx, rowPrefix+a.ID, value); {
-	case errors.Is(err, kms.ErrRowConflict):
-		return Account{}, fmt.Errorf("%w: %s", ErrExists, a.ID)
-	case err != nil:
-		return Account{}, fmt.Errorf("storing account %s: %w", a.ID, err)
-	}
-	return a, nil
-}
-
-// Account returns the account with the id.
-func (s *Store) Account(ctx context.Context, id string) (Account, error) {
-	if err := checkID(id); err != nil {
-		return Account{}, err
-	}
-	stored, err := s.rows.Load(ctx, rowPrefix+id)
-	if errors.Is(err, kms.ErrRowNotFound) {
-		return Account{}, fmt.Errorf("%w: %s", ErrNotFound, id)
-	}
-	if err != nil {
-		return Account{}, fmt.Errorf("reading account %s: %w", id, err)
-	}
-	var r row
-	if err := json.Unmarshal(stored.Value, &r, json.RejectUnknownMembers(true)); err != nil || r.Version != rowVersion {
-		return Account{}, fmt.Errorf("account %s: %w: unreadable row", id, kms.ErrKeyringCorrupt)
-	}
-	name, err := s.keyring.OpenBlob(ctx, keyringApp, purpose(id), r.Name)
-	if err != nil {
-		return Account{}, fmt.Errorf("opening the name of account %s: %w", id, err)
-	}
-	return Account{ID: id, Name: string(name), Home: r.Home, Regions: r.Regions, Created: r.Created}, nil
-}
-
-// Accounts returns all accounts, in the order of their ids.
-func (s *Store) Accounts(ctx context.Context) ([]Account, error) {
-	var ids []string
-	for name, err := range s.rows.List(ctx, rowPrefix) {
-		if err != nil {
-			return nil, fmt.Errorf("listing accounts: %w", err)
-		}
-		ids = append(ids, strings.TrimPrefix(name, rowPrefix))
-	}
-	slices.Sort(ids)
-	list := make([]Account, 0, len(ids))
-	for _, id := range ids {
-		a, err := s.Account(ctx, id)
-		if errors.Is(err, ErrNotFound) {
-			continue // deleted in between
-		}
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, a)
-	}
-	return list, nil
-}
-
-// purpose binds a sealed name to its account, so that names cannot be swapped.
-func purpose(id string) string { return "account name " + id }
-
 func check(a Account) error {
 	if err := checkID(a.ID); err != nil {
 		return err
 	}
-	if len(a.Name) > maxName || !utf8.ValidString(a.Name) {
-		return fmt.Errorf("%w: a name is UTF-8 of at most %d bytes", ErrInvalid, maxName)
+	if err := checkText("a name", a.Name, maxName); err != nil {
+		return err
 	}
-	if strings.ContainsFunc(a.Name, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
-		return fmt.Errorf("%w: a name has no control characters", ErrInvalid)
+	if err := checkText("an e-mail address", a.Email, maxEmail); err != nil {
+		return err
+	}
+	if at := strings.LastIndexByte(a.Email, '@'); a.Email != "" && (at < 1 || at == len(a.Email)-1 || strings.ContainsAny(a.Email, " ,;<>")) {
+		return fmt.Errorf("%w: an e-mail address is NAME@DOMAIN", ErrInvalid)
 	}
 	if a.Home != "" && a.Home != China {
 		return fmt.Errorf("%w: home is cn, for an account of Mainland China, or empty", ErrInvalid)
@@ -186,6 +112,16 @@ func check(a Account) error {
 		if r == "" || len(r) > 8 {
 			return fmt.Errorf("%w: regions holds ids of regions", ErrInvalid)
 		}
+	}
+	return nil
+}
+
+func checkText(what, text string, limit int) error {
+	if len(text) > limit || !utf8.ValidString(text) {
+		return fmt.Errorf("%w: %s is UTF-8 of at most %d bytes", ErrInvalid, what, limit)
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return fmt.Errorf("%w: %s has no control characters", ErrInvalid, what)
 	}
 	return nil
 }

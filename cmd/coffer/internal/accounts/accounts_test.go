@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/kms/kmstest"
 	"github.com/cofferdb/coffer/kms/local"
@@ -24,13 +25,15 @@ func open(t testing.TB) (*accounts.Store, kms.Rows) {
 		t.Fatal(err)
 	}
 	rows := kmstest.NewRows()
-	keyring, err := kms.NewKeyring(kms.Config{Region: "eu", Provider: provider, Rows: rows})
+	keyring, err := kms.NewKeyring(kms.Config{Region: "eu", Provider: provider, Rows: rows, Now: past})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = keyring.Close() })
-	return accounts.New(rows, keyring, func() time.Time { return time.Unix(1_700_000_000, 0) }), rows
+	return accounts.New(rows, keyring, journal.Retention{}, past), rows
 }
+
+func past() time.Time { return time.Unix(1_700_000_000, 0) }
 
 func TestStore(t *testing.T) {
 	ctx := t.Context()
@@ -38,12 +41,12 @@ func TestStore(t *testing.T) {
 	if list, err := s.Accounts(ctx); err != nil || len(list) != 0 {
 		t.Fatalf("at first: %v %v", list, err)
 	}
-	made, err := s.Create(ctx, accounts.Account{ID: "acme", Name: "Canary & Sons", Home: "cn", Regions: []string{"sg"}})
+	made, err := s.Create(ctx, accounts.Account{ID: "acme", Name: "Canary & Sons", Email: "canary@example.com", Home: "cn", Regions: []string{"sg"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.Account(ctx, "acme")
-	if err != nil || fmt.Sprint(got) != fmt.Sprint(made) || got.Name != "Canary & Sons" {
+	if err != nil || fmt.Sprint(got) != fmt.Sprint(made) || got.Name != "Canary & Sons" || got.Email != "canary@example.com" {
 		t.Errorf("read %+v, made %+v, %v", got, made, err)
 	}
 	if _, err := s.Create(ctx, accounts.Account{ID: "acme"}); !errors.Is(err, accounts.ErrExists) {
@@ -66,7 +69,7 @@ func TestStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if bytes.Contains(row.Value, []byte("Canary")) {
+	if bytes.Contains(bytes.ToLower(row.Value), []byte("canary")) {
 		t.Error("the name is in the row")
 	}
 	other, err := rows.Load(ctx, "account.a")
@@ -79,7 +82,7 @@ func TestStore(t *testing.T) {
 	if a, err := s.Account(ctx, "a"); err == nil {
 		t.Errorf("a row of another account is accepted: %+v", a)
 	}
-	if _, err := rows.Create(ctx, "account.bad", []byte(`{"version":2}`)); err != nil {
+	if _, err := rows.Create(ctx, "account.bad", []byte(`{"version":3}`)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Account(ctx, "bad"); !errors.Is(err, kms.ErrKeyringCorrupt) {
@@ -99,6 +102,10 @@ func TestRefused(t *testing.T) {
 		{ID: "a", Name: strings.Repeat("n", 201)},
 		{ID: "a", Name: "\xff"},
 		{ID: "a", Name: "a\nb"},
+		{ID: "a", Email: "nobody"},
+		{ID: "a", Email: "a b@example.com"},
+		{ID: "a", Email: "@example.com"},
+		{ID: "a", Email: strings.Repeat("a", 250) + "@e.io"},
 		{ID: "a", Home: "eu"},
 		{ID: "a", Regions: []string{""}},
 	} {
@@ -151,7 +158,7 @@ func Example() {
 		return
 	}
 	defer func() { _ = keyring.Close() }()
-	store := accounts.New(rows, keyring, nil)
+	store := accounts.New(rows, keyring, journal.Retention{}, nil)
 	account, err := store.Create(ctx, accounts.Account{ID: "beijing", Name: "Beijing", Home: accounts.China})
 	fmt.Println(err, account.Allowed("cn"), account.Allowed("eu"))
 	// Output: <nil> <nil> region forbidden for the account

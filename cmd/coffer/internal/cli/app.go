@@ -17,6 +17,10 @@ type appCmds struct {
 	Create appCreateCmd `cmd:"" help:"Make an app in the server's region."`
 	List   appListCmd   `cmd:"" help:"List the apps of the server's region."`
 	Show   appShowCmd   `cmd:"" help:"Show one app."`
+
+	Disable     appDisableCmd      `cmd:"" help:"Let an app answer nobody."`
+	Enable      appEnableCmd       `cmd:"" help:"Undo disable."`
+	Certificate appCertificateCmds `cmd:"" help:"Rotate the certificate that signs the app's tokens."`
 }
 
 type appCreateCmd struct {
@@ -139,6 +143,9 @@ func printApp(r *runner, a client.App, asJSON bool) error {
 		}
 	}
 	row("created", a.Created.UTC().Format(time.RFC3339))
+	if a.Rotating {
+		row("rotating", "tokens of the certificate before are accepted too, until it is withdrawn")
+	}
 	for _, certificate := range a.Certificates {
 		row("certificate", certificate)
 	}

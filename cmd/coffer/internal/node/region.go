@@ -56,6 +56,7 @@ type region struct {
 	runner   *projections.Runner
 	accounts *accounts.Store
 	exports  *exports.Exports
+	rows     *journal.Rows // of the registry
 	listener net.Listener
 	server   *server.Server
 	http     *http.Server
@@ -178,10 +179,10 @@ func (r *region) openJournal(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
 	}
-	rows := journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
-	r.accounts = accounts.New(rows, r.journal.Keyring(), r.options.now)
+	r.rows = journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
+	r.accounts = accounts.New(r.rows, r.journal.Keyring(), r.journal.Retention(), r.options.now)
 	r.exports = exports.New(exports.Options{
-		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: rows, Log: r.log, Now: r.options.now,
+		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
 	})
 	return r.openKeys(ctx, js, syncer)
 }
@@ -215,6 +216,7 @@ func (r *region) run(ctx context.Context) error {
 		}
 	})
 	views.Go(func() { r.clean(ctx) })
+	views.Go(func() { r.sweepShelves(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {

@@ -26,6 +26,7 @@ type appView struct {
 	Plan         string   `json:"plan"`
 	Created      string   `json:"created"`
 	Disabled     bool     `json:"disabled"`
+	Rotating     bool     `json:"rotating" doc:"the certificate before is still accepted"`
 	Certificates []string `json:"certificates,omitempty"`
 }
 
@@ -33,6 +34,7 @@ func viewApp(a journal.App) appView {
 	return appView{
 		ID: a.ID.String(), Name: a.Name, Account: a.Account, Region: a.Region, Plan: a.Plan,
 		Created: a.Created.UTC().Format(timeLayout), Disabled: a.Disabled,
+		Rotating: len(a.Certificates) > 1,
 	}
 }
 
@@ -88,7 +90,7 @@ func (s *Server) createApp(c *call) error {
 		if err != nil {
 			return err
 		}
-		if err := account.Allowed(s.region.ID); err != nil {
+		if err := usable(account, s.region.ID); err != nil {
 			return err
 		}
 	}
@@ -108,34 +110,6 @@ func (s *Server) createApp(c *call) error {
 	s.audit(c, "app.created", "app:"+view.ID, map[string]string{"plan": view.Plan, "account": view.Account})
 	c.w.Header().Set("Location", "/v1/admin/apps/"+view.ID)
 	return s.writeJSON(c, http.StatusCreated, view)
-}
-
-func (s *Server) listAccounts(c *call) error {
-	found, err := s.accounts.Accounts(c.r.Context())
-	if err != nil {
-		return err
-	}
-	return s.writeJSON(c, http.StatusOK, list[accounts.Account]{Data: found})
-}
-
-type createAccountBody struct {
-	ID      string   `json:"id" required:""`
-	Name    string   `json:"name"`
-	Home    string   `json:"home"`
-	Regions []string `json:"regions"`
-}
-
-func (s *Server) createAccount(c *call) error {
-	var in createAccountBody
-	if err := s.decode(c, &in); err != nil {
-		return err
-	}
-	account, err := s.accounts.Create(c.r.Context(), accounts.Account{ID: in.ID, Name: in.Name, Home: in.Home, Regions: in.Regions})
-	if err != nil {
-		return err
-	}
-	s.audit(c, "account.created", "account:"+account.ID, map[string]string{"home": account.Home})
-	return s.writeJSON(c, http.StatusCreated, account)
 }
 
 // audit records what an operator did. It is there already, so a record that

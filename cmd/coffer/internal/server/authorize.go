@@ -65,6 +65,9 @@ func (s *Server) authorize(c *call) error {
 	if c.app.Disabled {
 		return journal.ErrDisabled
 	}
+	if err := s.useAccount(c, c.app); err != nil {
+		return err
+	}
 	return s.admit(c)
 }
 

@@ -58,6 +58,8 @@ func pathParameters() map[string]parameter {
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
 		"job":          {about: "a job's id", schema: object{"type": "string", "minLength": 1}},
+		"account":      {about: "an account's id", schema: text("^[a-z0-9_-]{1,64}$")},
+		"region":       {about: "the region's own id", schema: text("^[a-z0-9]{1,8}$")},
 	}
 }
 
@@ -249,6 +251,34 @@ func (s *Server) descriptions() map[string]description {
 		"POST /v1/admin/accounts": {
 			id: "createAccount", summary: "Make an account", body: reflect.TypeFor[createAccountBody](),
 			answers: []documented{ok[accounts.Account](201, "the account")}, problems: []kind{k.exists, k.storeFull},
+		},
+		"PATCH /v1/admin/apps/{app}": {
+			id: "changeApp", summary: "Disable or enable an app", body: reflect.TypeFor[changeAppBody](),
+			text:    "A disabled app takes and serves nothing: its callers get 403 app-disabled and its live tails end. Nothing of it is lost.",
+			answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion},
+		},
+		"POST /v1/admin/apps/{app}/certificates": {
+			id: "rotateCertificate", summary: "Give an app a new certificate",
+			text:    "Tokens signed with the one before stay good until it is withdrawn. While it is not, there is no further rotation.",
+			answers: []documented{ok[appView](201, "the app with, this once, its new certificate")}, problems: []kind{k.rotating, k.wrongRegion},
+		},
+		"DELETE /v1/admin/apps/{app}/certificates/previous": {
+			id: "withdrawCertificate", summary: "Accept only the newest certificate of an app",
+			answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion},
+		},
+		"GET /v1/admin/accounts/{account}": {id: "account", summary: "One account", answers: []documented{ok[accounts.Account](200, "the account")}},
+		"PATCH /v1/admin/accounts/{account}": {
+			id: "changeAccount", summary: "Change an account's registration data, disable or enable it", body: reflect.TypeFor[accounts.Change](),
+			text:    "While it is disabled all its apps answer 403 app-disabled.",
+			answers: []documented{ok[accounts.Account](200, "the account")}, problems: []kind{k.deleted},
+		},
+		"PUT /v1/admin/accounts/{account}/regions/{region}": {
+			id: "grantRegion", summary: "Let an account of Mainland China use this region beside cn",
+			answers: []documented{ok[accounts.Account](200, "the account")}, problems: []kind{k.deleted},
+		},
+		"DELETE /v1/admin/accounts/{account}/regions/{region}": {
+			id: "revokeRegion", summary: "Let an account of Mainland China have no further app in this region",
+			answers: []documented{ok[accounts.Account](200, "the account")}, problems: []kind{k.deleted},
 		},
 		"GET /v1/admin/streams": {
 			id: "streams", summary: "The streams as they are, beside what the plan table says",

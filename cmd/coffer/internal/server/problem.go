@@ -107,6 +107,8 @@ func kinds() kindTable {
 		exportUnfinished:  kind{status: 409, code: "export-unfinished", title: "The export is not done"},
 		exportsFull:       kind{status: 409, code: "exports-full", title: "The app has as many exports as it may"},
 		keyNeeded:         kind{status: 409, code: "key-needed", title: "The key is still needed"},
+		rotating:          kind{status: 409, code: "certificate-rotating", title: "The certificate is being rotated already"},
+		deleted:           kind{status: 410, code: "deleted", title: "It has been deleted"},
 		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
 		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
 		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
@@ -133,6 +135,7 @@ type kindTable struct {
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
+	rotating, deleted,
 	exportUnfinished, exportsFull, keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }
 
@@ -176,6 +179,9 @@ func errorTable() []mapping {
 		{journal.ErrConflict, k.conflict, "an event with this id and another content is stored"},
 		{accounts.ErrNotFound, k.notFound, "there is no such account"},
 		{accounts.ErrExists, k.exists, "an account with this id exists"},
+		{accounts.ErrDeleted, k.deleted, "the account has been deleted"},
+		{accounts.ErrDisabled, k.appDisabled, "an operator has disabled the account"},
+		{journal.ErrRotating, k.rotating, "the certificate before the newest is still accepted; withdraw it first"},
 		{accounts.ErrRegionForbidden, k.regionForbidden, "an account of Mainland China can use cn only, unless an operator has granted it more"},
 		{kms.ErrSubjectErased, k.erased, "the user's keys have been destroyed"},
 		{kms.ErrEpochDestroyed, k.retentionExpired, "the keys of that time have been destroyed with its last event"},

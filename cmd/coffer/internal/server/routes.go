@@ -61,6 +61,13 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/apps/{app}", who: operator, handle: (*Server).showApp},
 		{method: "GET", path: "/v1/admin/accounts", who: operator, handle: (*Server).listAccounts},
 		{method: "POST", path: "/v1/admin/accounts", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createAccount},
+		{method: "PATCH", path: "/v1/admin/apps/{app}", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changeApp},
+		{method: "POST", path: "/v1/admin/apps/{app}/certificates", who: operator, handle: (*Server).rotateCertificate},
+		{method: "DELETE", path: "/v1/admin/apps/{app}/certificates/previous", who: operator, handle: (*Server).withdrawCertificate},
+		{method: "GET", path: "/v1/admin/accounts/{account}", who: operator, handle: (*Server).showAccount},
+		{method: "PATCH", path: "/v1/admin/accounts/{account}", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changeAccount},
+		{method: "PUT", path: "/v1/admin/accounts/{account}/regions/{region}", who: operator, handle: (*Server).grantRegion},
+		{method: "DELETE", path: "/v1/admin/accounts/{account}/regions/{region}", who: operator, handle: (*Server).revokeRegion},
 		{method: "GET", path: "/v1/admin/streams", who: operator, handle: (*Server).listStreams},
 
 		{method: "GET", path: "/v1/admin/keys/status", who: operator, handle: (*Server).keysStatus},

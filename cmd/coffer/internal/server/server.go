@@ -127,7 +127,7 @@ type Server struct {
 	// changed is the runner's; a test puts itself in between.
 	changed func(journal.AppID) <-chan struct{}
 
-	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http
+	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http, and what requests leave to be done
 	stopping chan struct{}  // closed by Stop
 	stop     sync.Once
 }

@@ -1,0 +1,171 @@
+package server_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+)
+
+// admin is a call as the operator, which must give the status.
+func (s *site) admin(method, path, body string, status int) map[string]any {
+	s.t.Helper()
+	a := s.do(request{method: method, path: "/v1/admin/" + path, body: body, token: s.operator})
+	if a.status != status {
+		s.t.Fatalf("%s %s: %d %s, want %d", method, path, a.status, a.body, status)
+	}
+	if len(a.body) == 0 {
+		return nil
+	}
+	return a.json(s.t)
+}
+
+// audited returns the actions in the audit log that have the target.
+func (s *site) audited(target string) string {
+	s.t.Helper()
+	a := s.do(request{path: "/v1/admin/audit", token: s.operator})
+	var actions []string
+	for line := range strings.Lines(string(a.body)) {
+		v := answer{body: []byte(line)}.json(s.t)
+		if v["target"] == target {
+			actions = append(actions, v["action"].(string))
+		}
+	}
+	return strings.Join(actions, " ")
+}
+
+func TestCertificateRotation(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	token := func(certificate string) string {
+		text, err := auth.Build(auth.Spec{AppID: s.app, Certificate: certificate, Issued: s.now(), Lifetime: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	expect := func(when, certificate string, status int) {
+		t.Helper()
+		if a := s.do(request{path: s.events(), token: token(certificate)}); a.status != status {
+			t.Errorf("%s: %d %s, want %d", when, a.status, a.body, status)
+		}
+	}
+	path := "apps/" + s.app
+	first := s.certificate
+	made := s.admin("POST", path+"/certificates", "", 201)
+	second := made["certificates"].([]any)[0].(string)
+	if second == first || len(made["certificates"].([]any)) != 1 || made["rotating"] != true {
+		t.Fatalf("rotated: %v", made)
+	}
+	expect("the old one while rotating", first, 200)
+	expect("the new one while rotating", second, 200)
+	if a := s.do(request{method: "POST", path: "/v1/admin/" + path + "/certificates", token: s.operator}); a.status != 409 || a.code(t) != "certificate-rotating" {
+		t.Errorf("a third certificate: %d %s", a.status, a.body)
+	}
+	if shown := s.admin("GET", path, "", 200); shown["rotating"] != true || shown["certificates"] != nil {
+		t.Errorf("shown: %v", shown)
+	}
+	for range 2 { // it can be repeated
+		if left := s.admin("DELETE", path+"/certificates/previous", "", 200); left["rotating"] != false || left["certificates"] != nil {
+			t.Errorf("withdrawn: %v", left)
+		}
+	}
+	expect("the old one afterwards", first, 401)
+	expect("the new one afterwards", second, 200)
+	if got := s.audited("app:" + s.app); got != "app.created app.certificate_rotated app.certificate_withdrawn" && got != "app.certificate_rotated app.certificate_withdrawn" {
+		t.Errorf("audited: %s", got)
+	}
+}
+
+func TestDisabledApp(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	s.post(sent("e1", "ann", "ben", "x"))
+	calls := map[string]request{
+		"append":  {method: "POST", path: s.events(), body: sent("e2", "ann", "ben", "x")},
+		"replay":  {path: s.events()},
+		"event":   {path: s.events() + "/e1"},
+		"history": {path: "/v1/apps/" + s.app + "/conversations/ann,ben/messages"},
+		"a user":  {method: "POST", path: s.events(), token: s.userToken("ann"), body: sent("e3", "ann", "ben", "x")},
+	}
+	refused := func(why string) {
+		t.Helper()
+		for name, r := range calls {
+			if a := s.do(r); a.status != http.StatusForbidden || a.code(t) != "app-disabled" {
+				t.Errorf("%s of an app that is disabled with %s: %d %s", name, why, a.status, a.body)
+			}
+		}
+	}
+	served := func(want string) {
+		t.Helper()
+		if events, _ := s.replay(""); strings.Join(ids(events), " ") != want {
+			t.Errorf("served %v, want %s", strings.Join(ids(events), " "), want)
+		}
+	}
+	if v := s.admin("PATCH", "apps/"+s.app, `{"disabled":true}`, 200); v["disabled"] != true {
+		t.Errorf("disabled: %v", v)
+	}
+	refused("its own switch")
+	s.admin("PATCH", "apps/"+s.app, `{"disabled":false}`, 200)
+	served("e1")
+	if v := s.admin("PATCH", "accounts/dev", `{"disabled":true}`, 200); v["disabled"] != true {
+		t.Errorf("account disabled: %v", v)
+	}
+	refused("its account's")
+	s.admin("PATCH", "accounts/dev", `{"disabled":false}`, 200)
+	served("e1")
+	for _, body := range []string{`{}`, `{"disabled":null}`, `{"disabled":1}`, `{"region":"us"}`, `{"disabled":true,"id":"x"}`} {
+		if a := s.do(request{method: "PATCH", path: "/v1/admin/apps/" + s.app, body: body, token: s.operator}); a.status != 400 {
+			t.Errorf("%s: %d %s", body, a.status, a.body)
+		}
+	}
+	served("e1")
+	if got := s.audited("app:" + s.app); !strings.HasSuffix(got, "app.disabled app.enabled") {
+		t.Errorf("audited: %s", got)
+	}
+	if got := s.audited("account:dev"); !strings.HasSuffix(got, "account.disabled account.enabled") {
+		t.Errorf("audited: %s", got)
+	}
+}
+
+// TestChinaGrants: an account of Mainland China may use this region once an
+// operator has said so, and that is in the audit log.
+func TestChinaGrants(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	app := `{"name":"a","account":"beijing","plan":"pro"}`
+	forbidden := func(when string) {
+		t.Helper()
+		if a := s.do(request{method: "POST", path: "/v1/admin/apps", body: app, token: s.operator}); a.status != 403 || a.code(t) != "region-forbidden" {
+			t.Errorf("%s: %d %s", when, a.status, a.body)
+		}
+	}
+	s.admin("POST", "accounts", `{"id":"beijing","name":"B","email":"b@example.com","home":"cn"}`, 201)
+	forbidden("before a grant")
+	if a := s.do(request{method: "PUT", path: "/v1/admin/accounts/beijing/regions/us", token: s.operator}); a.status != 400 {
+		t.Errorf("a grant for another region: %d %s", a.status, a.body)
+	}
+	for range 2 {
+		s.admin("PUT", "accounts/beijing/regions/eu", "", 200)
+	}
+	made := s.admin("POST", "apps", app, 201)
+	s.admin("DELETE", "accounts/beijing/regions/eu", "", 200)
+	forbidden("after it was taken back")
+	if shown := s.admin("GET", "apps/"+made["id"].(string), "", 200); shown["region"] != "eu" {
+		t.Errorf("the app that was made under the grant: %v", shown)
+	}
+	if got := s.audited("account:beijing"); got != "account.created account.region_granted account.region_revoked" {
+		t.Errorf("audited: %s", got)
+	}
+	shown := s.admin("GET", "accounts/beijing", "", 200)
+	if shown["email"] != "b@example.com" || shown["state"] != "active" || shown["ends"] == nil {
+		t.Errorf("shown: %v", shown)
+	}
+	s.admin("PATCH", "accounts/beijing", `{"name":"Beijing"}`, 200)
+	if shown := s.admin("GET", "accounts/beijing", "", 200); shown["name"] != "Beijing" || shown["email"] != "b@example.com" {
+		t.Errorf("changed: %v", shown)
+	}
+	s.admin("PATCH", "accounts/beijing", `{"email":"nobody"}`, 400)
+	s.admin("GET", "accounts/nobody", "", 404)
+	s.admin("GET", "accounts/UPPER", "", 400)
+}
