@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,8 +44,10 @@ type Rows struct {
 	// left is signalled when an erasure was not finished.
 	left chan struct{}
 
+	sweeping sync.Mutex     // one sweep at a time
 	mu       sync.Mutex     // guards what follows
 	deferred map[string]int // revisions of a row that UpdateGroup left to Sweep
+	rolled   bool           // UpdateGroup writes behind a mark: see roll
 	soon     *time.Timer    // of the sweep after groups
 }
 
@@ -190,16 +193,24 @@ func (r *Rows) put(ctx context.Context, name string, value []byte, last uint64, 
 	return sequence, nil
 }
 
-// write writes a row's next message, given the sequence of its last one. When the
-// answer does not come, the row is looked at: it has either the new message or
-// still the last one.
+// write writes a row's next message, given the sequence of its last one.
 func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64, operation string) (uint64, error) {
+	return r.publish(ctx, r.message(name, value, operation), last)
+}
+
+func (r *Rows) message(name string, value []byte, operation string) *nats.Msg {
 	msg := nats.NewMsg(r.prefix + name)
 	msg.Data = value
 	msg.Header.Set(writeID, nats.NewInbox()[len(nats.InboxPrefix):])
 	if operation != "" {
 		msg.Header.Set(kvOperation, operation)
 	}
+	return msg
+}
+
+// publish sends a row's next message. When the answer does not come, the row is
+// looked at: it has either the new message or still the last one.
+func (r *Rows) publish(ctx context.Context, msg *nats.Msg, last uint64) (uint64, error) {
 	var sequence uint64
 	err := retry(ctx, func(ctx context.Context) error {
 		ack, err := r.js.PublishMsg(ctx, msg, jetstream.WithExpectLastSequencePerSubject(last), jetstream.WithRetryAttempts(0))
@@ -211,7 +222,7 @@ func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64
 			switch api.ErrorCode {
 			case codeWrongSequence, codeWrongSequenceRaft:
 				// An attempt whose answer was lost may have been the writer.
-				sequence, err = r.written(ctx, name, msg, last)
+				sequence, err = r.written(ctx, msg, last)
 				return err
 			case codeSequenceInProgress:
 				return unavailable(err)
@@ -227,12 +238,12 @@ func (r *Rows) write(ctx context.Context, name string, value []byte, last uint64
 // row's last message if that is msg itself; a conflict; or, when the row is still
 // as the writer expects, that it cannot be told yet: on replicated streams the
 // leader refuses already while another's write is under way.
-func (r *Rows) written(ctx context.Context, name string, msg *nats.Msg, last uint64) (uint64, error) {
+func (r *Rows) written(ctx context.Context, msg *nats.Msg, last uint64) (uint64, error) {
 	s, err := r.handle(ctx)
 	if err != nil {
 		return 0, err
 	}
-	have, err := s.GetLastMsgForSubject(ctx, r.prefix+name)
+	have, err := s.GetLastMsgForSubject(ctx, msg.Subject)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound) && last == 0:
 		return 0, fmt.Errorf("%w: another write is under way", ErrUnavailable)
@@ -337,11 +348,57 @@ func (r *Rows) handle(ctx context.Context) (jetstream.Stream, error) {
 	return s, nil
 }
 
-// Sweep finishes erasures that a crash or an error interrupted: it overwrites
-// every revision but the last of each row.
-func (r *Rows) Sweep(ctx context.Context) error {
-	var info *jetstream.StreamInfo
-	err := retry(ctx, func(ctx context.Context) error {
+// List yields the names of the rows with the prefix.
+func (r *Rows) List(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		names, err := r.names(ctx, prefix)
+		if err != nil {
+			yield("", fmt.Errorf("list rows %s: %w", prefix, err))
+			return
+		}
+		for name, there := range names {
+			if there && !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+// names returns whether each row with the prefix is there: a deleted one's marker
+// is not.
+func (r *Rows) names(ctx context.Context, prefix string) (map[string]bool, error) {
+	info, err := r.subjects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]bool{}
+	err = r.scan(ctx, 0, math.MaxUint64, true, func(m scanned) error {
+		if strings.HasPrefix(m.name, prefix) {
+			there[m.name] = m.operation != kvDelete && m.operation != kvPurge
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for subject := range info.State.Subjects {
+		name := strings.TrimPrefix(subject, r.prefix)
+		if _, seen := there[name]; seen || !strings.HasPrefix(name, prefix) {
+			continue
+		}
+		// The server that the scan was from lags behind the leader.
+		msg, err := r.last(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		there[name] = msg != nil && !deleted(msg.Header)
+	}
+	return there, nil
+}
+
+// subjects asks for the bucket's rows and how many revisions each has.
+func (r *Rows) subjects(ctx context.Context) (info *jetstream.StreamInfo, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
 		s, err := r.handle(ctx)
 		if err != nil {
 			return err
@@ -349,78 +406,7 @@ func (r *Rows) Sweep(ctx context.Context) error {
 		info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
 		return streamError(err)
 	})
-	if err != nil {
-		return fmt.Errorf("sweep rows: %w", err)
-	}
-	for subject, count := range info.State.Subjects {
-		if count < 2 {
-			continue
-		}
-		name := strings.TrimPrefix(subject, r.prefix)
-		if err := r.sweepRow(ctx, name); err != nil {
-			return fmt.Errorf("sweep row %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// sweepRow erases the revisions of a row before the one that is its last now. It
-// goes by what the row has: the sequence before the last one is another row's.
-func (r *Rows) sweepRow(ctx context.Context, name string) error {
-	msg, err := r.last(ctx, name)
-	if err != nil || msg == nil {
-		return err
-	}
-	for {
-		var first uint64
-		err := retry(ctx, func(ctx context.Context) (err error) {
-			first, err = r.first(ctx, name)
-			return err
-		})
-		if err != nil || first == 0 || first >= msg.Sequence {
-			return err
-		}
-		if err := r.erase(ctx, name, first); err != nil {
-			return err
-		}
-	}
-}
-
-// List yields the names of the rows with the prefix.
-func (r *Rows) List(ctx context.Context, prefix string) iter.Seq2[string, error] {
-	return func(yield func(string, error) bool) {
-		var info *jetstream.StreamInfo
-		err := retry(ctx, func(ctx context.Context) error {
-			s, err := r.handle(ctx)
-			if err != nil {
-				return err
-			}
-			info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
-			return streamError(err)
-		})
-		if err != nil {
-			yield("", fmt.Errorf("list rows %s: %w", prefix, err))
-			return
-		}
-		for subject := range info.State.Subjects {
-			name := strings.TrimPrefix(subject, r.prefix)
-			if !strings.HasPrefix(name, prefix) {
-				continue
-			}
-			// A deleted row's marker is listed too.
-			msg, err := r.last(ctx, name)
-			if err != nil {
-				yield("", fmt.Errorf("list rows %s: %w", prefix, err))
-				return
-			}
-			if msg == nil || deleted(msg.Header) {
-				continue
-			}
-			if !yield(name, nil) {
-				return
-			}
-		}
-	}
+	return info, err
 }
 
 // Watch sends the names of rows that change from now on.

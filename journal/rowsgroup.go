@@ -1,15 +1,25 @@
 package journal
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cofferdb/coffer/kms"
 )
 
 const (
+	// groupAtOnce is how many requests of a group are under way together.
+	groupAtOnce = 250
+	// groupWriters is how many rows of a group are looked after one by one at a
+	// time, when an answer did not come.
 	groupWriters = 64
 	// maxDeferred is how many revisions of a row are left to Sweep. The bucket
 	// keeps eight: one that is pushed out of it could not be overwritten any more.
@@ -21,29 +31,107 @@ const (
 
 var _ kms.RowsGroup = (*Rows)(nil)
 
-// UpdateGroup replaces rows and makes them durable together. The bytes of those
-// before are overwritten by Sweep, and by the next Update of the row.
+// storedMessage is the server's answer to a request for a message. The client
+// library's own request waits for each answer in a goroutine of its caller, and
+// reads it by reflection twice.
+type storedMessage struct {
+	Message struct {
+		Sequence uint64 `json:"seq"`
+		Headers  []byte `json:"hdrs"`
+		Data     []byte `json:"data"`
+	} `json:"message"`
+}
+
+// LoadGroup returns the present rows of many names, each with an error as Load
+// has it.
+func (r *Rows) LoadGroup(ctx context.Context, names []string) ([]kms.Row, []error) {
+	rows, errs := make([]kms.Row, len(names)), make([]error, len(names))
+	have := make([]bool, len(names))
+	for from := 0; from < len(names); from += groupAtOnce {
+		to := min(from+groupAtOnce, len(names))
+		r.loadSome(ctx, names[from:to], rows[from:to], have[from:to])
+	}
+	inParallel(len(names), func(i int) {
+		if !have[i] { // it is not there, or was not answered: Load tells
+			rows[i], errs[i] = r.Load(ctx, names[i])
+		}
+	})
+	return rows, errs
+}
+
+// loadSome asks for all rows before it waits for the first answer, and notes
+// those that it has.
+func (r *Rows) loadSome(ctx context.Context, names []string, rows []kms.Row, have []bool) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	nc := r.js.Conn()
+	inbox := nc.NewInbox()
+	answers, err := nc.SubscribeSync(inbox + ".*")
+	if err != nil {
+		return
+	}
+	defer func() { _ = answers.Unsubscribe() }()
+	prefix := r.apiPrefix()
+	asked := map[string]int{}
+	for i, name := range names {
+		if checkRowName(name) != nil {
+			continue
+		}
+		reply := fmt.Sprintf("%s.%d", inbox, i)
+		ask := []byte(`{"last_by_subj":"` + r.prefix + name + `"}`)
+		if err := nc.PublishRequest(prefix+"STREAM.MSG.GET."+r.stream, reply, ask); err != nil {
+			return
+		}
+		asked[reply] = i
+	}
+	for range asked {
+		msg, err := answers.NextMsgWithContext(ctx)
+		if err != nil {
+			return
+		}
+		i, ok := asked[msg.Subject]
+		var answer storedMessage
+		if !ok || json.Unmarshal(msg.Data, &answer) != nil || answer.Message.Sequence == 0 || bytes.Contains(answer.Message.Headers, []byte(kvOperation)) {
+			continue
+		}
+		rows[i], have[i] = kms.Row{Value: answer.Message.Data, Revision: answer.Message.Sequence}, true
+	}
+}
+
+// apiPrefix is where the server takes requests.
+func (r *Rows) apiPrefix() string {
+	o := r.js.Options()
+	switch {
+	case o.Domain != "":
+		return "$JS." + o.Domain + ".API."
+	case o.APIPrefix != "":
+		return strings.TrimSuffix(o.APIPrefix, ".") + "."
+	}
+	return jetstream.DefaultAPIPrefix
+}
+
+// UpdateGroup replaces rows, makes them durable together and reads them again.
+// The bytes of those before are overwritten by [Rows.EraseReplaced], by Sweep,
+// and by the next Update of the row.
 func (r *Rows) UpdateGroup(ctx context.Context, updates []kms.RowUpdate) []error {
+	if err := r.rollFor(ctx, len(updates)); err != nil {
+		// The erasure takes longer then; the writing need not fail for it.
+		r.unfinished()
+	}
 	errs := make([]error, len(updates))
-	var wg sync.WaitGroup
-	next := make(chan int)
-	for range min(groupWriters, len(updates)) {
-		wg.Go(func() {
-			for i := range next {
-				errs[i] = r.updateLater(ctx, updates[i])
-			}
-		})
+	sequences := make([]uint64, len(updates))
+	for from := 0; from < len(updates); from += groupAtOnce {
+		to := min(from+groupAtOnce, len(updates))
+		r.updateSome(ctx, updates[from:to], sequences[from:to], errs[from:to])
 	}
-	for i := range updates {
-		next <- i
-	}
-	close(next)
-	wg.Wait()
 	var failed error
 	if r.sync != nil {
 		if err := r.sync.Sync(r.stream); err != nil {
 			failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
+	}
+	if failed == nil {
+		failed = r.readAgain(ctx, updates, sequences, errs)
 	}
 	for i, u := range updates {
 		if errs[i] == nil {
@@ -63,29 +151,113 @@ func (r *Rows) UpdateGroup(ctx context.Context, updates []kms.RowUpdate) []error
 	return errs
 }
 
-// updateLater writes a row that is synced later, and overwrites the one before
-// only when too many are left already.
-func (r *Rows) updateLater(ctx context.Context, u kms.RowUpdate) error {
-	if err := checkRowName(u.Name); err != nil {
-		return err
+// updateSome writes rows that are synced later. It sends all before it waits
+// for the first answer; whose answer does not come, or is not plain, is written
+// again, which finds out what became of it.
+func (r *Rows) updateSome(ctx context.Context, updates []kms.RowUpdate, sequences []uint64, errs []error) {
+	wait, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	messages := make([]*nats.Msg, len(updates))
+	answers := make([]jetstream.PubAckFuture, len(updates))
+	for i, u := range updates {
+		if errs[i] = checkRowName(u.Name); errs[i] == nil && u.Revision == 0 {
+			errs[i] = kms.ErrRowConflict
+		}
+		if errs[i] != nil || r.full(u.Name) {
+			continue
+		}
+		messages[i] = r.message(u.Name, u.Value, "")
+		sent := *messages[i] // a late answer's message is the library's
+		sent.Header = nats.Header{writeID: messages[i].Header[writeID]}
+		answers[i], _ = r.js.PublishMsgAsync(&sent, jetstream.WithExpectLastSequencePerSubject(u.Revision), jetstream.WithRetryAttempts(0))
 	}
-	if u.Revision == 0 {
-		return kms.ErrRowConflict
+	for i, answer := range answers {
+		if answer == nil {
+			continue
+		}
+		select {
+		case ack := <-answer.Ok():
+			sequences[i] = ack.Sequence
+		case <-answer.Err():
+		case <-wait.Done():
+		}
 	}
-	r.mu.Lock()
-	full := r.deferred[u.Name] >= maxDeferred
-	r.mu.Unlock()
-	if full {
-		_, err := r.Update(ctx, u.Name, u.Value, u.Revision)
-		return err
-	}
-	if _, err := r.write(ctx, u.Name, u.Value, u.Revision, ""); err != nil {
-		return err
-	}
+	inParallel(len(updates), func(i int) {
+		switch {
+		case errs[i] != nil || sequences[i] != 0:
+		case messages[i] == nil:
+			sequences[i], errs[i] = r.Update(ctx, updates[i].Name, updates[i].Value, updates[i].Revision)
+		default:
+			sequences[i], errs[i] = r.publish(ctx, messages[i], updates[i].Revision)
+		}
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.deferred[u.Name]++
+	for i, u := range updates {
+		if errs[i] == nil && messages[i] != nil {
+			r.deferred[u.Name]++
+		}
+	}
+}
+
+// full reports whether too many revisions of a row are left already.
+func (r *Rows) full(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.deferred[name] >= maxDeferred
+}
+
+// readAgain compares what the server has with what was written.
+func (r *Rows) readAgain(ctx context.Context, updates []kms.RowUpdate, sequences []uint64, errs []error) error {
+	written := make(map[uint64]kms.RowUpdate, len(updates))
+	var first, last uint64
+	for i, seq := range sequences {
+		if errs[i] != nil {
+			continue
+		}
+		written[seq] = updates[i]
+		last = max(last, seq)
+		if first == 0 || seq < first {
+			first = seq
+		}
+	}
+	if len(written) == 0 {
+		return nil
+	}
+	err := r.scan(ctx, first, last, false, func(m scanned) error {
+		if u, ok := written[m.sequence]; ok && u.Name == m.name && bytes.Equal(u.Value, m.data) {
+			delete(written, m.sequence)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	for i, seq := range sequences {
+		if _, unread := written[seq]; unread && errs[i] == nil {
+			// Another one may have replaced it in the meantime.
+			errs[i] = fmt.Errorf("read back: %w", kms.ErrRowConflict)
+		}
+	}
 	return nil
+}
+
+// inParallel runs f for 0 to n-1, some at a time.
+func inParallel(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range min(groupWriters, n) {
+		wg.Go(func() {
+			for i := range next {
+				f(i)
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
 }
 
 // settled notes that nothing of a row is left to overwrite.

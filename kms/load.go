@@ -234,6 +234,11 @@ func corruptIfStale(err error) error {
 // loadRow reads the app's row.
 func (k *Keyring) loadRow(ctx context.Context, app string) (*appRow, uint64, error) {
 	r, err := k.cfg.Rows.Load(ctx, appRowName(app))
+	return k.readRow(app, r, err)
+}
+
+// readRow makes sense of what was loaded.
+func (k *Keyring) readRow(app string, r Row, err error) (*appRow, uint64, error) {
 	switch {
 	case errors.Is(err, ErrRowNotFound):
 		return nil, 0, fmt.Errorf("%w: %s", ErrAppUnknown, app)

@@ -58,12 +58,18 @@ type RowUpdate struct {
 	Revision uint64 // of the row that is replaced
 }
 
-// RowsGroup is what Rows may offer beside: many updates at the price of few.
+// RowsGroup is what Rows may offer beside: many rows at the price of few.
 // RewrapApps uses it.
 type RowsGroup interface {
+	// LoadGroup returns each row, with an error as Load has it.
+	LoadGroup(ctx context.Context, names []string) ([]Row, []error)
 	// UpdateGroup replaces each row of the given revision, and returns an error
 	// for each, ErrRowConflict as Update does. It returns once the new rows are
-	// durable. The bytes of the old ones are overwritten soon after, and no
-	// later than by the next Update of the row.
+	// durable and have been read again. The bytes of the old ones are gone after
+	// EraseReplaced, after the next Update of the row, and otherwise soon.
 	UpdateGroup(ctx context.Context, updates []RowUpdate) []error
+	// EraseReplaced returns once the bytes of every row that UpdateGroup had
+	// replaced before the call are gone from the disk. It may give rows that stay
+	// another revision.
+	EraseReplaced(ctx context.Context) error
 }

@@ -22,16 +22,14 @@ import (
 
 const keysCompared = "ours, raw and ratio of the whole are those of the rewrap. " +
 	"rewrap: %d app keys, each a row of its own in a JetStream KV bucket on disk, under the latest version of the key encryption key: kms.Keyring.RewrapApps of %d rows at a time, " +
-	"each new wrap unwrapped and compared, its row replaced by compare-and-set, synced, and read back; the old bytes are overwritten in the background, after the last group. " +
-	"raw: the same calls of the same provider (%s) with nothing around them: one rewrap of as many keys, then an unwrap of each, %d at a time. " +
+	"each new wrap unwrapped and compared, its row replaced by compare-and-set, synced, and read back. The erasure of the old bytes is not in that figure; it is beside it, and so is the rate with it. " +
+	"raw: the same calls of the same provider (%s) with nothing around them: a rewrap of %d keys, then an unwrap of each, %d at a time, for %d such batches at once. " +
 	"calls: a keyring seals %d events of one app during a day of its cache's life; raw is the most that is allowed and ratio how far below it ours is. " +
 	"The day is a real clock's, shortened to %v, with the revalidation every 15 min shortened alike: a late timer makes calls fewer, never more. " +
 	"unwraps: %d readers ask a keyring that holds nothing for keys of %d apps at once; raw is the most that is allowed per app key. " +
 	"seal: kms.Keyring.Sealer of a cached key and DataKey.Seal of %d bytes; raw is the same cipher alone, its key at hand, with additional data of the same length."
 
 const (
-	rewrapChunk = 500
-	rewrapCalls = 16 // unwraps at a time, as the keyring does them
 	callsAtMost = 100
 	readers     = 1000
 	readerApps  = 20
@@ -60,7 +58,7 @@ func Keys(ctx context.Context, o Options) (r Report, err error) {
 		}
 		cases = append(cases, c)
 	}
-	compared := fmt.Sprintf(keysCompared, o.Rows, rewrapChunk, k.name, rewrapCalls, o.Messages, o.Day, readers, readerApps, o.Size)
+	compared := fmt.Sprintf(keysCompared, o.Rows, rewrapChunk, k.name, rawBatch, rewrapCalls, rawBatches, o.Messages, o.Day, readers, readerApps, o.Size)
 	r = report("keys", "rows/s", compared, o.Rounds, cases)
 	r.Ours, r.Raw, r.Ratio = cases[0].Ours, cases[0].Raw, cases[0].Ratio
 	return r, nil

@@ -17,7 +17,12 @@ type need struct {
 // look reads the rows of apps. It calls no provider.
 func (w *worker) look(ctx context.Context, apps []string, versions map[kms.Identity]string) []need {
 	needs := make([]need, len(apps))
-	inParallel(len(apps), func(i int) { needs[i] = w.needs(ctx, apps[i], versions) })
+	keys, errs := w.keyring.AppsKeys(ctx, apps)
+	for i, app := range apps {
+		if needs[i].err = errs[i]; errs[i] == nil {
+			needs[i] = w.needs(app, keys[i], versions)
+		}
+	}
 	return needs
 }
 
@@ -39,11 +44,7 @@ func (w *worker) versions(ctx context.Context) (map[kms.Identity]string, error) 
 	return versions, nil
 }
 
-func (w *worker) needs(ctx context.Context, app string, versions map[kms.Identity]string) need {
-	keys, err := w.keyring.AppKeys(ctx, app)
-	if err != nil {
-		return need{err: err}
-	}
+func (w *worker) needs(app string, keys []kms.AppKey, versions map[kms.Identity]string) need {
 	n := need{generation: keys[0].Generation}
 	switch w.job.Kind {
 	case Rewrap:

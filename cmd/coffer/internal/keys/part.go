@@ -45,18 +45,22 @@ func (w *worker) part(ctx context.Context, apps []string) error {
 				apps = append(apps, r.app)
 			}
 		}
-		err = w.keep(ctx, func(ctx context.Context) error {
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-			return nil
-		})
-		if err != nil {
+		if err := w.wait(ctx, pause); err != nil {
 			return err
 		}
 		pause *= 3
 	}
+}
+
+// wait keeps the lease for a while.
+func (w *worker) wait(ctx context.Context, d time.Duration) error {
+	return w.keep(ctx, func(ctx context.Context) error {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
+		return nil
+	})
 }
 
 // passing reports whether an error may go away by itself.

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	rewrapChunk = 500 // a batch of Vault's, and no more than any provider takes
-	chunk       = 64  // apps between two checkpoints of the other kinds
-	parallel    = 8   // apps at once within a chunk
-	outages     = 6   // tries of a chunk while the provider does not answer
-	beats       = 3   // renewals of a lease in its time
-	maxSweeps   = 16  // looks for apps that were made while a pass was under way
+	rewrapChunk = 2000 // several batches of a provider's: their ends are not waited for
+	chunk       = 64   // apps between two checkpoints of the other kinds
+	parallel    = 8    // apps at once within a chunk
+	outages     = 6    // tries of a chunk while the provider does not answer
+	beats       = 3    // renewals of a lease in its time
+	maxSweeps   = 16   // looks for apps that were made while a pass was under way
 )
 
 // errFenced means that another worker has taken the job.
@@ -127,19 +127,30 @@ type worker struct {
 }
 
 // checkpoint writes the job as it stands and renews the lease, by
-// compare-and-set: whoever loses stops.
+// compare-and-set: whoever loses stops. A row that has another revision and is
+// otherwise as it was has been moved by an erasure.
 func (w *worker) checkpoint(ctx context.Context) error {
+	before := w.job
 	now := w.now().UTC()
 	w.job.Owner, w.job.Lease, w.job.Updated = w.owner, now.Add(w.lease), now
-	revision, err := storeJSON(ctx, w.rows, jobPrefix+w.job.ID, w.job.Job, w.job.revision)
-	if errors.Is(err, kms.ErrRowConflict) {
-		return errFenced
+	for {
+		revision, err := storeJSON(ctx, w.rows, jobPrefix+w.job.ID, w.job.Job, w.job.revision)
+		if err == nil {
+			w.job.revision = revision
+			return nil
+		}
+		if !errors.Is(err, kms.ErrRowConflict) {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+		have, err := w.loadJob(ctx, w.job.ID)
+		if err != nil {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
+		if have.Owner != before.Owner || !have.Updated.Equal(before.Updated) || have.State != before.State || have.revision == w.job.revision {
+			return errFenced
+		}
+		w.job.revision = have.revision
 	}
-	if err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
-	}
-	w.job.revision = revision
-	return nil
 }
 
 // ended writes how the job ended. A process that is shutting down gives it back:
@@ -213,6 +224,11 @@ func (w *worker) work(ctx context.Context) (err error) {
 		if err := w.pass(ctx); err != nil {
 			return fmt.Errorf("phase %s: %w", phase, err)
 		}
+		if w.job.Kind == Rewrap && !w.job.DryRun {
+			if err := w.erase(ctx); err != nil {
+				return err
+			}
+		}
 		if w.job.Failed > 0 || w.job.DryRun {
 			return nil // a later phase needs that this one holds for all
 		}
@@ -283,6 +299,22 @@ func (w *worker) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// erase has the bytes of what was rewrapped removed from the disk: until then an
+// old version of the KEK opens them.
+func (w *worker) erase(ctx context.Context) error {
+	pause := w.pause
+	for attempt := 1; ; attempt++ {
+		err := w.keep(ctx, w.keyring.EraseReplaced)
+		if err == nil || !passing(err) || attempt == outages {
+			return err
+		}
+		if err := w.wait(ctx, pause); err != nil {
+			return err
+		}
+		pause *= 3
+	}
 }
 
 func (w *worker) chunk() int {

@@ -1,0 +1,97 @@
+package journal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	scanBatch = 500
+	// scanIdle is when the server drops the consumer of a scan that has died.
+	scanIdle = time.Minute
+)
+
+// scanned is a message of the bucket.
+type scanned struct {
+	name      string
+	sequence  uint64
+	operation string // of a marker
+	data      []byte // nil when only headers were asked for
+}
+
+var errScanEnd = errors.New("the last message was seen")
+
+// scan calls f for the messages of the bucket from one sequence to another, in
+// their order. An error of f ends it. It costs a tenth of asking for each.
+func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(scanned) error) error {
+	var consumer jetstream.Consumer
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		consumer, err = r.js.CreateOrUpdateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
+			FilterSubject: r.prefix + ">", DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
+			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, HeadersOnly: headers, InactiveThreshold: scanIdle,
+		})
+		return streamError(err)
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+		defer cancel()
+		// One that stays is dropped by the server.
+		_ = r.js.DeleteConsumer(ctx, r.stream, consumer.CachedInfo().Name)
+	}()
+	for expected := uint64(1); ; {
+		if err := ctx.Err(); err != nil {
+			return unavailable(err)
+		}
+		batch, err := consumer.FetchNoWait(scanBatch)
+		if err != nil {
+			return streamError(err)
+		}
+		before := expected
+		for msg := range batch.Messages() {
+			if err == nil {
+				err = r.see(msg, to, &expected, f)
+			}
+		}
+		switch {
+		case errors.Is(err, errScanEnd):
+			return nil
+		case err != nil:
+			return err
+		case batch.Error() != nil:
+			return streamError(batch.Error())
+		case expected == before:
+			return nil // there is no more
+		}
+	}
+}
+
+// see hands on one message, and refuses a gap in what the consumer delivered.
+func (r *Rows) see(msg jetstream.Msg, to uint64, expected *uint64, f func(scanned) error) error {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if meta.Sequence.Consumer != *expected {
+		return fmt.Errorf("%w: message %d of the scan is missing", ErrUnavailable, *expected)
+	}
+	*expected++
+	if meta.Sequence.Stream > to {
+		return errScanEnd
+	}
+	err = f(scanned{
+		name: strings.TrimPrefix(msg.Subject(), r.prefix), sequence: meta.Sequence.Stream,
+		operation: msg.Headers().Get(kvOperation), data: msg.Data(),
+	})
+	if err == nil && meta.Sequence.Stream == to {
+		return errScanEnd
+	}
+	return err
+}
