@@ -142,6 +142,7 @@ type request struct {
 	operator bool
 
 	lastEvent string // Last-Event-ID
+	key       string // Idempotency-Key
 }
 
 // appPath is a path below the app.
@@ -182,6 +183,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	if r.lastEvent != "" {
 		req.Header.Set("Last-Event-ID", r.lastEvent)
+	}
+	if r.key != "" {
+		req.Header.Set("Idempotency-Key", r.key)
 	}
 	if r.accept != "" {
 		req.Header.Set("Accept", r.accept)

@@ -59,7 +59,8 @@ func (s System) say(format string, args ...any) {
 // commands is the tree of commands.
 type commands struct {
 	Serve   serveCmd    `cmd:"" help:"Run a server."`
-	Import  importCmds  `cmd:"" help:"Import history from another service."`
+	Import  importCmds  `cmd:"" help:"Import history, of another service or from an export."`
+	Export  exportCmd   `cmd:"" help:"Write an app's events into files, with a manifest."`
 	Replay  replayCmd   `cmd:"" help:"Replay an app's events as JSON lines."`
 	History historyCmd  `cmd:"" help:"Read a conversation, newest message first."`
 	Token   tokenCmds   `cmd:"" help:"Make an access token."`

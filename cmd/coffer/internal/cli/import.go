@@ -4,25 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/exportdir"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/importer"
+	"github.com/cofferdb/coffer/journal/client"
 )
 
 const defaultRejects = "coffer-rejects.ndjson"
 
 type importCmds struct {
-	Agora importAgoraCmd `cmd:"" help:"Import the history export of Agora Chat (Easemob)."`
+	Agora  importAgoraCmd  `cmd:"" help:"Import the history export of Agora Chat (Easemob)."`
+	Events importEventsCmd `cmd:"" help:"Import what coffer export or coffer replay has written."`
+}
+
+// importFlags are those of every import.
+type importFlags struct {
+	Files   []string `arg:"" name:"file" help:"Files of JSON lines, plain or gzip; - is standard input; a directory that coffer export has written is verified and read."`
+	Rejects string   `placeholder:"FILE" default:"${rejects}" help:"Where lines that cannot be imported are kept (default ${default})."`
+	JSON    bool     `name:"json" help:"Print the summary as JSON."`
+	Batch   int      `default:"500" help:"Messages in a request, at most 1000."`
+	appServer
 }
 
 type importAgoraCmd struct {
-	Files      []string `arg:"" name:"file" help:"Files of JSON lines, plain or gzip; - is standard input."`
-	RebaseTime bool     `help:"Shift all times alike, so that the newest message is of now."`
-	Rejects    string   `placeholder:"FILE" default:"${rejects}" help:"Where lines that cannot be imported are kept (default ${default})."`
-	JSON       bool     `name:"json" help:"Print the summary as JSON."`
-	Batch      int      `default:"500" help:"Messages in a request, at most 1000."`
-	Lanes      int      `default:"4" help:"Requests under way at once; a conversation keeps to one of them."`
-	appServer
+	RebaseTime bool `help:"Shift all times alike, so that the newest message is of now."`
+	Lanes      int  `default:"4" help:"Requests under way at once; a conversation keeps to one of them."`
+	importFlags
+}
+
+type importEventsCmd struct {
+	Lanes int `default:"1" help:"Requests under way at once. With more than one the order is kept within conversations only."`
+	importFlags
+}
+
+func (*importEventsCmd) Help() string {
+	return `Reads events as coffer export --format ndjson and coffer replay write them, and appends each with its id, time and
+content, in the order of the files. Into the app that they came from everything is a duplicate; into another one, or
+the same after its data was lost, they are stored again, with new positions.
+
+Events of types that only a server writes are counted and left out. Exit codes are those of coffer import agora.
+
+    coffer import events out
+    coffer replay --from 24h | coffer import events --app OTHER -`
+}
+
+func (c *importEventsCmd) Run(r *runner) error {
+	return c.run(r, importer.Options{Parse: importer.ParseEvent, Lanes: c.Lanes}, client.ExportNDJSON)
+}
+
+func (c *importAgoraCmd) Run(r *runner) error {
+	return c.run(r, importer.Options{Rebase: c.RebaseTime, Lanes: c.Lanes}, client.ExportAgora)
 }
 
 func (*importAgoraCmd) Help() string {
@@ -52,9 +85,35 @@ type report struct {
 	Complete    bool   `json:"complete"` // every file was read to its end
 }
 
-func (c *importAgoraCmd) Run(r *runner) error {
-	if c.Batch < 1 || c.Batch > 1000 || c.Lanes < 1 || c.Lanes > 64 {
+// files replaces directories by the files of the exports in them.
+func (c *importFlags) files(format string) ([]string, error) {
+	var all []string
+	for _, name := range c.Files {
+		if info, err := os.Stat(name); err != nil || !info.IsDir() {
+			all = append(all, name)
+			continue
+		}
+		paths, has, err := exportdir.Files(name)
+		if err != nil {
+			return nil, err
+		}
+		if has != format {
+			return nil, &failure{ExitUsage, fmt.Errorf("%s has an export of the format %s: coffer import %s reads it", name, has, map[string]string{
+				client.ExportNDJSON: "events", client.ExportAgora: "agora",
+			}[has])}
+		}
+		all = append(all, paths...)
+	}
+	return all, nil
+}
+
+func (c *importFlags) run(r *runner, o importer.Options, format string) error {
+	if c.Batch < 1 || c.Batch > 1000 || o.Lanes < 1 || o.Lanes > 64 {
 		return &failure{ExitUsage, errors.New("--batch must be 1 to 1000 and --lanes 1 to 64")}
+	}
+	var err error
+	if o.Files, err = c.files(format); err != nil {
+		return err
 	}
 	cl, err := c.client(r)
 	if err != nil {
@@ -66,16 +125,13 @@ func (c *importAgoraCmd) Run(r *runner) error {
 		_, _ = fmt.Fprintln(progress, "finishing what is under way; interrupt again to stop at once")
 	})
 	defer quit()
+	o.Stdin, o.Rejects, o.Batch, o.Stop, o.Talk, o.Progress = r.Stdin, c.Rejects, c.Batch, r.interrupt.Done(), progress, progress.show
 	// The first interrupt lets the batches under way finish; a second one ends the
 	// process (see Main).
-	result, err := importer.Run(context.WithoutCancel(r.interrupt), cl, importer.Options{
-		Files: c.Files, Stdin: r.Stdin, Rejects: c.Rejects, Rebase: c.RebaseTime,
-		Batch: c.Batch, Lanes: c.Lanes, Stop: r.interrupt.Done(),
-		Talk: progress, Progress: progress.show,
-	})
+	result, err := importer.Run(context.WithoutCancel(r.interrupt), cl, o)
 	progress.finish()
 	complete := err == nil || errors.Is(err, importer.ErrUnreadable)
-	if printErr := c.print(r, result, complete); printErr != nil {
+	if printErr := c.print(r, result, complete, o.Rebase); printErr != nil {
 		return printErr
 	}
 	switch {
@@ -92,16 +148,19 @@ func (c *importAgoraCmd) Run(r *runner) error {
 	return nil
 }
 
-func (c *importAgoraCmd) print(r *runner, res importer.Result, complete bool) error {
-	if res.SkippedExpired > 0 && !c.RebaseTime {
-		r.say("%d messages are older than the app's plan keeps and were skipped; --rebase-time would shift all times", res.SkippedExpired)
+func (c *importFlags) print(r *runner, res importer.Result, complete, rebase bool) error {
+	if res.SkippedExpired > 0 && !rebase {
+		r.say("%d messages are older than the app's plan keeps and were skipped; import agora --rebase-time would shift all times", res.SkippedExpired)
 	}
-	if c.RebaseTime && res.ShiftFound {
+	if res.SkippedServer > 0 {
+		r.say("%d events are of types that only a server writes and were left out", res.SkippedServer)
+	}
+	if rebase && res.ShiftFound {
 		r.say("the times were shifted as in the earlier import of these messages, by %s", res.Shift)
 	}
 	if c.JSON {
 		out := report{Summary: res.Summary, RejectsFile: res.RejectsFile, Complete: complete}
-		if c.RebaseTime {
+		if rebase {
 			out.Shift = res.Shift.String()
 		}
 		return printJSON(r, out)

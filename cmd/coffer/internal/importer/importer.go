@@ -32,6 +32,12 @@ var (
 	// everything that could be read was imported. Repair or replace the file and
 	// run again.
 	ErrUnreadable = errors.New("not every file could be read")
+	// ErrNoEvent is what Options.Parse returns for a line that is none and need not
+	// be: it is not counted.
+	ErrNoEvent = errors.New("the line is no event")
+	// ErrServer is what Options.Parse returns for an event that a server would not
+	// take from anybody: it is counted and left out.
+	ErrServer = errors.New("only a server writes such events")
 )
 
 // Options says what to import and how.
@@ -40,6 +46,9 @@ type Options struct {
 	// first bytes.
 	Files []string
 	Stdin io.Reader
+	// Parse makes an event of a line; [agora.Parse] when nil. [ErrNoEvent] passes
+	// over a line, [ErrServer] over one that only a server writes.
+	Parse func(line []byte) (journal.Event, error)
 	// Rejects is the path of the rejects file.
 	Rejects string
 	// Rebase shifts the times of all events alike, so that the newest is of now.
@@ -72,6 +81,7 @@ type Summary struct {
 	Imported       int `json:"imported"`
 	Duplicates     int `json:"duplicates"` // stored before; also by an attempt whose answer was lost
 	SkippedExpired int `json:"skipped_expired"`
+	SkippedServer  int `json:"skipped_server,omitzero"` // of types that only a server writes
 	Rejected       int `json:"rejected"`
 }
 
@@ -97,6 +107,9 @@ func Run(ctx context.Context, to Appender, o Options) (res Result, err error) {
 	}
 	if o.Lanes <= 0 {
 		o.Lanes = defaultLanes
+	}
+	if o.Parse == nil {
+		o.Parse = agora.Parse
 	}
 	rej, err := newRejects(o.Rejects, o.Files, o.Talk)
 	if err != nil {
@@ -315,7 +328,15 @@ func (r *run) readFile(name string, before int64, each func(line, error) error) 
 			continue
 		}
 		l := line{raw: append([]byte(nil), raw...), file: name, number: lines.Line(), offset: offset}
-		if l.event, err = r.parse(raw); err != nil {
+		l.event, err = r.parse(raw)
+		switch {
+		case errors.Is(err, ErrNoEvent):
+			continue
+		case errors.Is(err, ErrServer):
+			r.progress(offset, func(s *Summary) { s.Read++; s.SkippedServer++ })
+			continue
+		}
+		if err != nil {
 			r.reject(l, err.Error(), true)
 			continue
 		}
@@ -331,7 +352,7 @@ func (r *run) readFile(name string, before int64, each func(line, error) error) 
 
 // parse makes the event that will be sent and checks it as the server will.
 func (r *run) parse(raw []byte) (journal.Event, error) {
-	e, err := agora.Parse(raw)
+	e, err := r.o.Parse(raw)
 	if err != nil {
 		return journal.Event{}, err
 	}

@@ -193,7 +193,7 @@ func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
-		Exports: r.exports,
+		Exports:  r.exports,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,

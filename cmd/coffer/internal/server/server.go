@@ -136,7 +136,7 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{
 		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
-		exports: o.Exports,
+		exports:  o.Exports,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
