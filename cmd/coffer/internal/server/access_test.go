@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"cmp"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,49 +12,93 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 )
 
-// TestRoutesAndCallers walks the whole table with every kind of caller: who is
-// not named for a route gets no further than its credential.
+// TestRoutesAndCallers walks the whole table with every kind of caller. Who is not
+// named for a route gets no further than its credential; a user who is named for
+// it, but takes no part in what the path names, is told that there is no such
+// thing.
 func TestRoutesAndCallers(t *testing.T) {
 	s := newSite(t, config.Limits{})
-	s.post(sent("e1", "ann", "ben", "hello"))
+	s.post(
+		member("joined", "j1", "ann", "g"), member("joined", "j2", "dan", "g"),
+		inGroup("e1", "ann", "g", "hello"), member("left", "l2", "dan", "g"),
+	)
 	other := s.do(request{method: "POST", path: "/v1/admin/apps", token: s.operator, body: `{"name":"other","plan":"free"}`})
 	if other.status != http.StatusCreated {
 		t.Fatalf("creating an app: %d %s", other.status, other.body)
 	}
 	created := other.json(t)
-	foreign, err := auth.Build(auth.Spec{
-		AppID: created["id"].(string), Certificate: created["certificates"].([]any)[0].(string), Issued: s.now(), Lifetime: time.Hour,
-	})
-	if err != nil {
-		t.Fatal(err)
+	token := func(change func(*auth.Spec)) string {
+		spec := auth.Spec{AppID: s.app, Certificate: s.certificate, Issued: s.now(), Lifetime: time.Hour}
+		change(&spec)
+		text, err := auth.Build(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
 	}
-	callers := map[string]string{
-		"nobody": "-", "app": s.token, "user": s.userToken("ann"), "operator": s.operator,
-		"another app": foreign, "another region's app": s.regions["us"]["COFFER_TOKEN"], "a stranger": "nonsense",
+	ofOther := func(a *auth.Spec) {
+		a.AppID, a.Certificate = created["id"].(string), created["certificates"].([]any)[0].(string)
+	}
+	callers := []struct{ who, token, user string }{
+		{"nobody", "-", ""},
+		{"app", s.token, ""},
+		{"user", s.userToken("ann"), "ann"},
+		{"another user", s.userToken("eve"), "eve"},
+		{"removed member", s.userToken("dan"), "dan"},
+		{"operator", s.operator, ""},
+		{"another app", token(ofOther), ""},
+		{"user of another app", token(func(a *auth.Spec) { ofOther(a); a.User = "ann" }), "ann"},
+		{"another region's app", s.regions["us"]["COFFER_TOKEN"], ""},
+		{"expired app", token(func(a *auth.Spec) { a.Issued = a.Issued.Add(-2 * time.Hour) }), ""},
+		{"expired user", token(func(a *auth.Spec) { a.Issued, a.User = a.Issued.Add(-2*time.Hour), "ann" }), "ann"},
+		{"a stranger", "nonsense", ""},
 	}
 	for _, row := range server.Table() {
-		for who, token := range callers {
-			allowed := row.Anyone || (row.App && who == "app") || (row.User && who == "user") || (row.Operator && who == "operator")
-			r := request{method: row.Method, path: fill(row.Path, s.app), token: token}
+		for _, c := range callers {
+			allowed := row.Anyone || (row.App && c.who == "app") || (row.User && c.who == "user") || (row.Operator && c.who == "operator")
+			hidden := row.User && (c.who == "another user" || c.who == "removed member")
+			sender := cmp.Or(c.user, "ann")
+			r := request{method: row.Method, path: fill(row.Path, s.app), token: c.token}
 			if strings.HasPrefix(row.Path, "/v1/admin/") { // some change or end an app: not the one that calls
 				r.path = fill(row.Path, created["id"].(string))
 			}
-			if row.Body {
-				r.body = `{"id":"by-` + strings.ReplaceAll(who, " ", "-") + `","type":"message.sent","sender":"ann","recipient":"ben","data":{"bodies":[{"type":"txt","msg":"x"}]}}`
+			switch {
+			case strings.HasSuffix(row.Path, "/ack"):
+				r.body = `{"through":"1"}`
+			case row.Body:
+				r.body = inGroup("by-"+strings.ReplaceAll(strings.ReplaceAll(c.who, " ", "-"), "'", ""), sender, "g", "x")
+			case row.Path == "/v1/apps/{app}/events":
+				r.path += "?conversation=g"
+			case row.Path == "/v1/apps/{app}/conversations":
+				r.path += "?user=ann"
 			}
 			a := s.do(r)
 			code := a.code(t)
-			switch refused := a.status == http.StatusUnauthorized || a.status == http.StatusForbidden; {
-			case allowed && refused:
-				t.Errorf("%s %s by %s: refused with %d %s", row.Method, row.Path, who, a.status, code)
-			case !allowed && !refused:
-				t.Errorf("%s %s by %s: got %d %s", row.Method, row.Path, who, a.status, code)
-			case !allowed && (who == "nobody" || who == "a stranger") && a.header.Get("WWW-Authenticate") == "":
-				t.Errorf("%s %s by %s: no WWW-Authenticate", row.Method, row.Path, who)
+			refused := a.status == http.StatusUnauthorized || a.status == http.StatusForbidden
+			there := strings.Contains(row.Path, "/events") || strings.Contains(row.Path, "/conversations") || strings.Contains(row.Path, "/inbox")
+			switch {
+			case allowed && refused, allowed && row.User && there && a.status >= 300:
+				t.Errorf("%s %s by %s: refused with %d %s", row.Method, row.Path, c.who, a.status, code)
+			case hidden && (a.status != http.StatusNotFound || code != "not-found"):
+				t.Errorf("%s %s by %s: got %d %s, want 404", row.Method, row.Path, c.who, a.status, code)
+			case !allowed && !hidden && !refused:
+				t.Errorf("%s %s by %s: got %d %s", row.Method, row.Path, c.who, a.status, code)
+			case !allowed && (c.who == "nobody" || c.who == "a stranger") && a.header.Get("WWW-Authenticate") == "":
+				t.Errorf("%s %s by %s: no WWW-Authenticate", row.Method, row.Path, c.who)
 			}
 		}
 	}
-	events, _ := s.replay("")
+	// A path of another region is answered before the credential is looked at.
+	elsewhere := strings.NewReplacer("{app}", s.regions["us"]["COFFER_APP"])
+	for _, row := range server.Table() {
+		if row.User {
+			path := fill(elsewhere.Replace(row.Path), "")
+			if a := s.do(request{method: row.Method, path: path, token: s.userToken("ann")}); a.status != http.StatusMisdirectedRequest {
+				t.Errorf("%s %s of another region: %d", row.Method, row.Path, a.status)
+			}
+		}
+	}
+	events, _ := s.replay("?type=message.sent")
 	for _, id := range ids(events) {
 		if id != "e1" && id != "by-app" && id != "by-user" {
 			t.Errorf("event %s was stored", id)
@@ -63,7 +108,7 @@ func TestRoutesAndCallers(t *testing.T) {
 
 func fill(path, app string) string {
 	return strings.NewReplacer(
-		"{app}", app, "{event}", "e1", "{conversation}", "ann,ben",
+		"{app}", app, "{event}", "e1", "{conversation}", "g",
 		"{user}", "ann", "{account}", "dev", "{region}", "eu",
 		"{export}", "0123456789abcdef", "{file}", "events-000001.ndjson",
 	).Replace(path)

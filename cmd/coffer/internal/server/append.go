@@ -184,12 +184,7 @@ func (s *Server) parseEvent(c *call, text []byte, key string) (journal.Event, er
 	if event.ID == "" {
 		event.ID = key
 	}
-	if c.caller.kind == endUser && event.Sender != c.caller.user {
-		p := s.kinds.privilegeMissing.problem("a user's token sends as its own user only")
-		p.Errors = []inputError{{Pointer: "/sender", Detail: "the sender must be the token's user"}}
-		return event, p
-	}
-	return event, nil
+	return event, s.maySend(c, &event)
 }
 
 func (s *Server) outcomeOf(c *call, event journal.Event, r journal.Result) outcome {

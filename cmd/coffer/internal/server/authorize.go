@@ -78,7 +78,7 @@ func denied(kind, who callers) string {
 	case who == operator:
 		return "this route is for operators"
 	case kind == endUser:
-		return "a user's token (chat privilege 1) can only send, as its user; reading needs the app's token (chat privilege 2)"
+		return "a user's token (chat privilege 1) does not open this route; the app's token (chat privilege 2) is needed"
 	}
 	return "the credential does not allow this"
 }

@@ -24,12 +24,13 @@ const (
 // and its order. A cursor from one query used with another would skip or repeat
 // events without anybody noticing, so it is refused.
 type binding struct {
-	list         string // "events" or "messages"
+	list         string // "events", "messages", "conversations" or "inbox"
 	conversation string
 	user         string
 	types        []journal.Type
 	from, until  time.Time
 	reverse      bool
+	scope        string // the user whose token asked; empty for the app's
 }
 
 // bytes is the binding with each part's length in front, so that no two
@@ -51,10 +52,15 @@ func (b binding) bytes() []byte {
 		}
 		out = appendPart(out, []byte(text))
 	}
+	order := byte(0)
 	if b.reverse {
-		return append(out, 1)
+		order = 1
 	}
-	return append(out, 0)
+	out = append(out, order)
+	if b.scope != "" {
+		out = appendPart(out, []byte(b.scope))
+	}
+	return out
 }
 
 func appendPart(dst, part []byte) []byte {

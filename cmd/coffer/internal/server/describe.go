@@ -57,6 +57,7 @@ func pathParameters() map[string]parameter {
 		"conversation": {about: "a conversation's id; a direct one's is its two users' ids in order, with a comma", schema: text(conversationPattern)},
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
+		"user":         {about: "a user's id; a user's token knows its own only", schema: text(idPattern)},
 		"job":          {about: "a job's id", schema: object{"type": "string", "minLength": 1}},
 		"account":      {about: "an account's id", schema: text("^[a-z0-9_-]{1,64}$")},
 		"region":       {about: "the region's own id", schema: text("^[a-z0-9]{1,8}$")},
@@ -209,7 +210,7 @@ func (s *Server) descriptions() map[string]description {
 				{status: 201, about: "stored: one event, or every event of a batch", body: reflect.TypeFor[anyOf[appended, appendedBatch]]()},
 				ok[appendedBatch](207, "of a batch some were not stored; each says why"),
 			},
-			problems: []kind{k.conflict, k.userErased, k.erased, k.retentionExpired, k.tooOld, k.storeFull},
+			problems: []kind{k.conflict, k.userErased, k.erased, k.retentionExpired, k.tooOld, k.storeFull, k.viewBehind},
 		},
 		"GET /v1/apps/{app}/events": {
 			id: "replay", summary: "Replay: a page, the whole range as lines, or a live tail",
@@ -239,6 +240,30 @@ func (s *Server) descriptions() map[string]description {
 			query:    map[string]parameter{"after": {about: "newer than this cursor or position", schema: text(placePattern)}},
 			answers:  []documented{ok[messagesPage](200, "`next` leads to older messages, `previous` to newer ones")},
 			problems: append(view, k.cursorMismatch, k.cursorExpired, k.erased, k.retentionExpired),
+		},
+		"GET /v1/apps/{app}/conversations": {
+			id: "conversations", summary: "A user's conversations, newest first, with the newest message and what is unread",
+			query: map[string]parameter{
+				"user":  {about: "whose; a user's token stands for its user", schema: text(idPattern)},
+				"limit": {about: "how many", schema: object{"type": "integer", "minimum": 1, "maximum": maxConversations}},
+			},
+			answers:  []documented{ok[conversationsPage](200, "`next` leads to older ones, as `before`")},
+			problems: []kind{k.viewBehind, k.cursorMismatch, k.erased, k.retentionExpired},
+		},
+		"GET /v1/apps/{app}/users/{user}/inbox": {
+			id: "inbox", summary: "What others sent, edited and recalled in a user's conversations since it acknowledged, oldest first",
+			query: map[string]parameter{
+				"after": {about: "a cursor or a position, instead of what was acknowledged", schema: text(placePattern)},
+				"limit": {about: "how many", schema: object{"type": "integer", "minimum": 1, "maximum": maxInbox}},
+			},
+			answers:  []documented{ok[inboxPage](200, "acknowledge `scanned_through` when it has been dealt with")},
+			problems: []kind{k.viewBehind, k.cursorMismatch, k.erased, k.retentionExpired},
+		},
+		"POST /v1/apps/{app}/users/{user}/inbox/ack": {
+			id: "ackInbox", summary: "Acknowledge a user's inbox up to a position", body: reflect.TypeFor[ackBody](),
+			text:     "It only moves forward. Sending it again changes nothing.",
+			answers:  []documented{ok[ackAnswer](200, "what has been acknowledged")},
+			problems: []kind{k.viewBehind, k.cursorMismatch, k.conflict, k.userErased, k.erased, k.retentionExpired, k.storeFull},
 		},
 		"GET /v1/admin/apps":       {id: "apps", summary: "The region's apps", answers: []documented{ok[list[appView]](200, "all of them")}},
 		"GET /v1/admin/apps/{app}": {id: "app", summary: "One app", answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion}},

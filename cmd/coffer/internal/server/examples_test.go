@@ -116,8 +116,12 @@ func TestTokensOfAgoraToken(t *testing.T) {
 	if got := status("POST", tokens.User, sent("by-ben", "ben", "ann", "x")); got != 403 {
 		t.Errorf("the user's token sends as another: %d", got)
 	}
-	if got := status("GET", tokens.User, ""); got != 403 {
-		t.Errorf("the user's token reads: %d", got)
+	own := s.do(request{path: s.events() + "?conversation=ann,ben", token: tokens.User})
+	if own.status != 200 || len(own.json(t)["data"].([]any)) != 1 {
+		t.Errorf("the user's token reads its conversation: %d %s", own.status, own.body)
+	}
+	if got := s.do(request{path: s.events() + "?conversation=harbour", token: tokens.User}).status; got != 404 {
+		t.Errorf("the user's token reads another conversation: %d", got)
 	}
 	if got := status("GET", tokens.Stranger, ""); got != 401 {
 		t.Errorf("a token of another certificate: %d", got)

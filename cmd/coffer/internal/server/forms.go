@@ -32,6 +32,9 @@ type streamWriter struct {
 	c    *call
 	b    binding
 	form streamForm
+	// guard, if it is set, refuses to go on before events up to a position are
+	// sent.
+	guard func(journal.Position) error
 
 	count   int
 	omitted int
@@ -45,6 +48,14 @@ func (w *streamWriter) batch(b *sealedBatch) error {
 	// An error before anything was sent is an ordinary problem, with its status.
 	if b.err != nil && w.c.w.status == 0 && len(b.lines) == 0 {
 		return b.err
+	}
+	if b.count > 0 && w.guard != nil {
+		if err := w.guard(b.positions[b.count-1]); err != nil {
+			if w.c.w.status == 0 {
+				return err
+			}
+			return ended(w.end(err))
+		}
 	}
 	w.count += b.count
 	w.omitted += b.omitted

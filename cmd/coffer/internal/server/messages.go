@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -38,6 +39,9 @@ func (s *Server) oneEvent(c *call) error {
 	if err != nil {
 		return err
 	}
+	if sees, err := s.sees(c, header.Conversation); err != nil || !sees {
+		return cmp.Or(err, error(s.kinds.notFound.problem("there is no such event")))
+	}
 	plan, ok := s.journal.Plan(c.app.Plan)
 	if !ok || plan.Clock(header.Time(), item.Stored).Before(plan.Oldest(s.now())) {
 		p := s.kinds.retentionExpired.problem("the event is older than the app's plan keeps")
@@ -61,6 +65,7 @@ type messageView struct {
 	Event    jsontext.Value   `json:"event,omitempty"` // with the newest edit's data; absent when recalled
 	Edit     *changeView      `json:"edit,omitempty"`
 	Recall   *changeView      `json:"recall,omitempty"`
+	Receipts *receiptsView    `json:"receipts,omitempty"`
 }
 
 // changeView says who changed a message, and when.
@@ -85,7 +90,7 @@ func (s *Server) messages(c *call) error {
 	if err := journal.CheckConversationID(conversation); err != nil {
 		return s.invalidParameter("conversation", err.Error())
 	}
-	b := binding{list: "messages", conversation: conversation}
+	b := binding{list: "messages", conversation: conversation, scope: c.scope()}
 	q := history.PageQuery{Oldest: s.oldest(c.app)}
 	var err error
 	if q.Limit, err = s.limitParameter(c, defaultMessages, maxPage); err != nil {
@@ -104,12 +109,22 @@ func (s *Server) messages(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := s.visible(c, tag); err != nil {
+		return err
+	}
 	page, err := s.history.Messages(ctx, c.app.ID, tag, q)
 	if err != nil {
 		return s.trimmed(c, err)
 	}
 	answer, err := s.viewPage(c, b, page)
 	if err != nil {
+		return err
+	}
+	own, err := s.ownTag(c)
+	if err != nil {
+		return err
+	}
+	if err := s.addReceipts(c, tag, own, answer.Data); err != nil {
 		return err
 	}
 	answer.OldestAvailable = q.Oldest.UTC().Format(timeLayout)
@@ -149,8 +164,13 @@ func (s *Server) viewPage(c *call, b binding, page history.Page) (messagesPage, 
 
 func (s *Server) viewMessage(ctx context.Context, app journal.AppID, m history.Message) (messageView, error) {
 	view := messageView{Position: m.Position, State: "sent"}
-	if m.Recall != nil {
+	if m.Recalled {
 		view.State = "recalled"
+	}
+	if m.Recalled && m.Recall == nil {
+		return view, nil // the recall itself has expired
+	}
+	if m.Recall != nil {
 		recall, err := s.reopen(ctx, app, m.Recall, m.Changed)
 		if err != nil {
 			return view, err

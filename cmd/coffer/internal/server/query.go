@@ -24,7 +24,7 @@ const (
 func (s *Server) replayQuery(c *call) (history.Query, binding, error) {
 	b := binding{
 		list: "events", conversation: c.query.Get("conversation"), user: c.query.Get("user"),
-		reverse: c.query.Get("order") == "desc",
+		reverse: c.query.Get("order") == "desc", scope: c.scope(),
 	}
 	q := history.Query{Reverse: b.reverse, Oldest: s.oldest(c.app)}
 	if order := c.query.Get("order"); order != "" && order != "asc" && order != "desc" {

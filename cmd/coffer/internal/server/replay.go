@@ -40,6 +40,9 @@ func (s *Server) replayEvents(c *call) error {
 	if err := s.await(c); err != nil {
 		return err
 	}
+	if err := s.restrict(c, q); err != nil {
+		return err
+	}
 	if err := s.latest(c, &q); err != nil {
 		return err
 	}
@@ -54,7 +57,7 @@ func (s *Server) replayEvents(c *call) error {
 	if form == formPage {
 		return s.trimmed(c, s.pageEvents(c, q, b))
 	}
-	out := &streamWriter{s: s, c: c, b: b, scanned: startOf(q)}
+	out := &streamWriter{s: s, c: c, b: b, scanned: startOf(q), guard: s.guard(c, q)}
 	switch form {
 	case formEventStream:
 		out.form = &eventStream{plainStream: plainStream{s: s, c: c}, b: b}

@@ -28,8 +28,9 @@ type route struct {
 
 // routes is the whole interface, and the only place that says who may do what.
 //
-// An end user may so far only send, as itself: which conversations it takes
-// part in is not recorded yet, so every route that reads is closed to it.
+// An end user reads the conversations that it takes part in and its own inbox,
+// and sends as itself: what else is there answers it as what is not. Which
+// conversations those are is not in the table; takespart.go decides it.
 //
 // An operator reaches no route that opens an event.
 func (s *Server) routes() []route {
@@ -44,16 +45,28 @@ func (s *Server) routes() []route {
 			limit:  s.limits.RequestBytes, handle: (*Server).appendEvents,
 		},
 		{
-			method: "GET", path: "/v1/apps/{app}/events", who: appBackend,
+			method: "GET", path: "/v1/apps/{app}/events", who: appBackend | endUser,
 			query: []string{
 				"from", "until", "after", "conversation", "user", "type", "limit", "order", "min_position", "follow",
 			},
 			handle: (*Server).replayEvents,
 		},
-		{method: "GET", path: "/v1/apps/{app}/events/{event}", who: appBackend, query: []string{"min_position"}, handle: (*Server).oneEvent},
+		{method: "GET", path: "/v1/apps/{app}/events/{event}", who: appBackend | endUser, query: []string{"min_position"}, handle: (*Server).oneEvent},
 		{
-			method: "GET", path: "/v1/apps/{app}/conversations/{conversation}/messages", who: appBackend,
+			method: "GET", path: "/v1/apps/{app}/conversations/{conversation}/messages", who: appBackend | endUser,
 			query: []string{"before", "after", "limit", "min_position"}, handle: (*Server).messages,
+		},
+		{
+			method: "GET", path: "/v1/apps/{app}/conversations", who: appBackend | endUser,
+			query: []string{"user", "before", "limit", "min_position"}, handle: (*Server).conversations,
+		},
+		{
+			method: "GET", path: "/v1/apps/{app}/users/{user}/inbox", who: appBackend | endUser,
+			query: []string{"after", "limit", "min_position"}, handle: (*Server).inbox,
+		},
+		{
+			method: "POST", path: "/v1/apps/{app}/users/{user}/inbox/ack", who: appBackend | endUser,
+			bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).ackInbox,
 		},
 
 		{method: "GET", path: "/v1/admin/apps", who: operator, query: []string{"account"}, handle: (*Server).listApps},

@@ -188,8 +188,10 @@ type call struct {
 	app    journal.App // of routes below an app
 	caller caller
 	id     string
-	mac    macFunc  // of cursors, when set
-	after  []func() // run at the end, the last one first
+	mac    macFunc // of cursors, when set
+
+	caughtUp bool     // see catchUp
+	after    []func() // run at the end, the last one first
 }
 
 // ServeHTTP answers one request and logs it.

@@ -423,7 +423,8 @@ func TestTailForms(t *testing.T) {
 		}{
 			"no token":         {"", http.Header{"Authorization": {"Bearer x"}}, 401, "token-invalid"},
 			"operator":         {"", http.Header{"Authorization": {"Bearer " + s.operator}}, 403, "privilege-missing"},
-			"user":             {"", http.Header{"Authorization": {"Bearer " + s.userToken("ann")}}, 403, "privilege-missing"},
+			"user":             {"", http.Header{"Authorization": {"Bearer " + s.userToken("ann")}}, 400, "invalid-request"},
+			"user elsewhere":   {"?conversation=x", http.Header{"Authorization": {"Bearer " + s.userToken("eve")}}, 404, "not-found"},
 			"origin":           {"", http.Header{"Origin": {"https://evil.example"}}, 403, "origin-forbidden"},
 			"null origin":      {"", http.Header{"Origin": {"null"}}, 403, "origin-forbidden"},
 			"other cursor":     {"?after=" + end["next"].(string), nil, 400, "cursor-mismatch"},
