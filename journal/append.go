@@ -19,6 +19,7 @@ import (
 type route struct {
 	text     string // the app's id
 	plan     Plan
+	epochs   epochs
 	gen      uint16
 	disabled bool
 	stream   *stream
@@ -50,7 +51,7 @@ func (j *Journal) route(ctx context.Context, id AppID) (*route, error) {
 		return nil, fmt.Errorf("app %s: plan %q: %w", id, app.Plan, ErrUnknownPlan)
 	}
 	r := &route{
-		text: id.String(), plan: plan, gen: app.Generation, disabled: app.Disabled,
+		text: id.String(), plan: plan, epochs: plan.epochs(app.Generation), gen: app.Generation, disabled: app.Disabled,
 		seed: maphash.MakeSeed(), conversations: tagCache{kind: kms.KindConversation}, users: tagCache{kind: kms.KindSubject},
 		stream: j.streams[StreamName(j.region.ID, app.Plan, app.Shard)],
 	}
@@ -102,10 +103,12 @@ type appending struct {
 	route  *route
 	tagger *kms.Tagger
 	now    time.Time
+	ctx    context.Context //nolint:containedctx // the wait's; see stream.dismiss
 
 	entries []entry
-	left    atomic.Int32  // entries that are not settled
-	done    chan struct{} // of capacity 1; signalled when none is left
+	left    int // entries that are not settled; the committer's
+	outcome atomic.Uint32
+	done    chan struct{} // of capacity 1; signalled when outcome is set
 
 	results []Result
 	at      []int // at[i] is the index of the result of entry i
@@ -127,7 +130,7 @@ func (a *appending) put() {
 	clear(a.follow)
 	done := a.done
 	entries, at, buffers, follow := a.entries[:0], a.at[:0], a.buffers[:0], a.follow[:0]
-	*a = appending{done: done, entries: entries, at: at, buffers: buffers, follow: follow} //nolint:govet // left is 0
+	*a = appending{done: done, entries: entries, at: at, buffers: buffers, follow: follow} //nolint:govet // nobody else has it
 	appendingPool.Put(a)
 }
 
@@ -204,7 +207,7 @@ func (a *appending) prepare(ctx context.Context, events []Event) {
 		if t.IsZero() {
 			t = a.now
 		}
-		epoch := a.route.plan.EpochAt(a.route.plan.Clock(t, a.now), a.route.gen)
+		epoch := a.route.epochs.at(a.route.plan.Clock(t, a.now))
 		if a.route.plan.Admit(t, a.now) != nil || CheckUserID(events[i].Sender) != nil && events[i].Sender != "" {
 			continue
 		}
@@ -264,7 +267,7 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 		}
 	}
 	clock := a.route.plan.Clock(e.Time, a.now)
-	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.plan.EpochAt(clock, a.route.gen), a.route.users.tag(a.route.seed, a.tagger, e.Sender))
+	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.epochs.at(clock), a.route.users.tag(a.route.seed, a.tagger, e.Sender))
 	if err != nil {
 		recent.release(mine)
 		return fmt.Errorf("key for sealing: %w", err)
@@ -288,19 +291,16 @@ func (a *appending) wait(ctx context.Context) bool {
 	if len(a.entries) == 0 {
 		return true
 	}
-	a.left.Store(int32(len(a.entries))) //nolint:gosec // far below 2^31
-	if err := a.route.stream.enqueue(a.entries); err != nil {
+	if err := a.route.stream.enqueue(ctx, a); err != nil {
 		for k := range a.entries {
 			a.route.stream.recent.release(a.entries[k].slot)
 			a.results[a.at[k]].Err = err
 		}
 		return true
 	}
-	select {
-	case <-a.done:
-	case <-ctx.Done():
+	if err := a.await(); err != nil {
 		for _, i := range a.at {
-			a.results[i].Err = fmt.Errorf("%w: the event may or may not have been appended: %w", ErrUnavailable, ctx.Err())
+			a.results[i].Err = err
 		}
 		return false
 	}

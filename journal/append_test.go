@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/journaltest"
 	"github.com/cofferdb/coffer/kms"
 )
 
@@ -277,6 +278,65 @@ func TestCancelStopsTheWait(t *testing.T) {
 	}
 	if len(seen) != 16*30 {
 		t.Errorf("%d events, want %d", len(seen), 16*30)
+	}
+}
+
+// heldSync syncs when it may.
+type heldSync struct {
+	journal.Syncer
+	held atomic.Bool
+	may  chan struct{}
+}
+
+func (s *heldSync) Sync(stream string) error {
+	if s.held.Load() {
+		<-s.may
+	}
+	return s.Syncer.Sync(stream)
+}
+
+// TestCancelWhileSyncing cancels appends whose commit does not end, and others
+// that wait for the next commit: their callers hear of it, and the events are
+// stored nevertheless, once.
+func TestCancelWhileSyncing(t *testing.T) {
+	gate := &heldSync{may: make(chan struct{})}
+	w := begin(t, t.TempDir(), false, func(c *journal.Config) {
+		if gate.Syncer = c.Sync; c.Sync != nil {
+			c.Sync = gate
+		}
+	})
+	if gate.Syncer == nil {
+		journaltest.Skip(t, "needs a file system for temporary files that the journal syncs itself, as ext4 and btrfs")
+	}
+	app := newApp(t, w.Journal)
+	if _, err := appendOne(t.Context(), w.Journal, app, message("first", "alice", 10)); err != nil {
+		t.Fatal(err)
+	}
+	gate.held.Store(true)
+	for i := range 8 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		results, err := w.Append(ctx, app, message(fmt.Sprintf("a%d", i), "alice", 10), message(fmt.Sprintf("b%d", i), "alice", 10))
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range results {
+			if !errors.Is(r.Err, context.DeadlineExceeded) || !errors.Is(r.Err, journal.ErrUnavailable) {
+				t.Errorf("event %s: %+v", r.ID, r)
+			}
+		}
+	}
+	gate.held.Store(false)
+	close(gate.may)
+	for i := range 8 {
+		for _, id := range []string{fmt.Sprintf("a%d", i), fmt.Sprintf("b%d", i)} {
+			if _, err := appendOne(t.Context(), w.Journal, app, message(id, "alice", 10)); err != nil {
+				t.Errorf("event %s again: %v", id, err)
+			}
+		}
+	}
+	if last, err := w.Last(t.Context(), enterprise()); err != nil || last != 17 {
+		t.Errorf("the stream ends at %d (%v), want 17", last, err)
 	}
 }
 

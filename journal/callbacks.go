@@ -122,14 +122,11 @@ func (c *Callbacks) Append(ctx context.Context, app AppID, a *Attempts, details 
 	shard := c.shard(app)
 	call := &appending{j: c.j, app: app, done: make(chan struct{}, 1)}
 	call.entries = []entry{{subject: callbackSubject(shard, app), record: record, call: call}}
-	call.left.Store(1)
-	if err := c.j.streams[c.streams[shard].Name].enqueue(call.entries); err != nil {
+	if err := c.j.streams[c.streams[shard].Name].enqueue(ctx, call); err != nil {
 		return 0, fmt.Errorf("append attempts: %w", err)
 	}
-	select {
-	case <-call.done:
-	case <-ctx.Done():
-		return 0, fmt.Errorf("append attempts: %w: %w", ErrUnavailable, ctx.Err())
+	if err := call.await(); err != nil {
+		return 0, fmt.Errorf("append attempts: %w", err)
 	}
 	if err := call.entries[0].err; err != nil {
 		return 0, fmt.Errorf("append attempts: %w", err)

@@ -60,7 +60,10 @@ type stream struct {
 
 	mu      sync.Mutex // guards what follows
 	pending []*entry
+	taken   []*entry // of pending, and not yet finished
 	closed  bool
+	looking bool // look is set
+	look    *time.Timer
 
 	// Only the committer uses what follows.
 	last    uint64   // what is known of the stream ends here
@@ -89,6 +92,8 @@ func (j *Journal) newStream(state streamState) (*stream, error) {
 		}
 		s.durable.store(state.last)
 	}
+	s.look = time.AfterFunc(time.Hour, s.dismiss)
+	s.look.Stop()
 	s.caught.Store(j.cfg.Index == nil || state.last == 0)
 	var err error
 	if s.pub, err = j.newPublisher(s); err != nil {
@@ -107,16 +112,22 @@ func (j *Journal) newStream(state streamState) (*stream, error) {
 	return s, nil
 }
 
-// enqueue hands entries to the committer, which has them until each is settled.
-func (s *stream) enqueue(entries []entry) error {
+// enqueue hands a call's entries to the committer, which has them until each is
+// settled.
+func (s *stream) enqueue(ctx context.Context, call *appending) error {
+	call.left, call.ctx = len(call.entries), ctx
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
 	}
 	first := len(s.pending) == 0
-	for i := range entries {
-		s.pending = append(s.pending, &entries[i])
+	for i := range call.entries {
+		s.pending = append(s.pending, &call.entries[i])
+	}
+	if !s.looking && ctx.Done() != nil {
+		s.looking = true
+		s.look.Reset(lookEvery)
 	}
 	s.mu.Unlock()
 	if first {
@@ -223,7 +234,7 @@ func (s *stream) take(dst []*entry, limit int) []*entry {
 	dst = append(dst, s.pending[:n]...)
 	rest := copy(s.pending, s.pending[n:])
 	clear(s.pending[rest:])
-	s.pending = s.pending[:rest]
+	s.pending, s.taken = s.pending[:rest], dst
 	return dst
 }
 
@@ -399,8 +410,11 @@ func (s *stream) why(err error) error {
 	return unavailable(err)
 }
 
-// finish tells the callers.
+// finish tells the callers of everything that was taken.
 func (s *stream) finish(batch []*entry) {
+	s.mu.Lock()
+	s.taken = nil
+	s.mu.Unlock()
 	var applied, last uint64
 	index := s.j.cfg.Index
 	if index != nil {
@@ -409,10 +423,10 @@ func (s *stream) finish(batch []*entry) {
 	for _, e := range batch {
 		last = max(last, e.seq)
 	}
-	s.recent.settle(batch, applied, index != nil)
 	if s.gated {
-		s.durable.store(last)
+		s.durable.store(last) // first: whoever hears of an event can read it
 	}
+	s.recent.settle(batch, applied, index != nil)
 	for _, e := range batch {
 		if e.doubtful {
 			// The committer keeps a copy until it knows; the entry is the
@@ -421,8 +435,10 @@ func (s *stream) finish(batch []*entry) {
 				subject: e.subject, record: append([]byte(nil), e.record...), gen: e.gen, slot: e.slot, doubtful: true,
 			})
 		}
-		if c := e.call; c.left.Add(-1) == 0 {
-			c.done <- struct{}{}
+		if c := e.call; c.left > 1 {
+			c.left--
+		} else {
+			c.end(settled)
 		}
 	}
 }

@@ -12,21 +12,24 @@ import (
 // is no index to ask.
 const recentWithoutIndex = 1 << 16
 
-const slotBlock = 64
-
 // recent knows the events of one stream that are under way, or that the index
 // may not know yet, by their tags. A tag is made under a key of its app, so two
 // apps have none in common.
+//
+// Nothing in it that grows with the events holds a pointer, or the garbage
+// collector would look at each of them again and again.
 type recent struct {
 	seed maphash.Seed
 
 	mu    sync.Mutex // guards what follows and the slots
-	slots map[kms.Tag]*slot
-	// done holds the stored slots in the order of their sequences, from head.
-	done []*slot
+	slots slotTable
+	// done holds the numbers of the stored slots in the order of their
+	// sequences, from head.
+	done []uint32
 	head int
-	// block is where slots are cut from: they live and die about together.
-	block []slot
+	// waits are closed when the outcome of their slot is known. Few events are
+	// waited for.
+	waits map[*slot]chan struct{}
 }
 
 // slot is one event: under way while seq is 0.
@@ -35,9 +38,8 @@ type slot struct {
 	sum    bodySum // of the canonical JSON
 	millis int64   // the event's time
 	seq    uint64
+	number uint32 // in the table
 	gen    uint16
-	// wait is made by the first who waits, and closed when the outcome is known.
-	wait   chan struct{}
 	failed bool
 	// doubtful marks one of which it is not known whether it was stored.
 	doubtful bool
@@ -51,7 +53,7 @@ type bodySum struct {
 }
 
 func newRecent() *recent {
-	return &recent{seed: maphash.MakeSeed(), slots: make(map[kms.Tag]*slot)}
+	return &recent{seed: maphash.MakeSeed(), waits: make(map[*slot]chan struct{})}
 }
 
 func (r *recent) sum(canonical []byte) bodySum {
@@ -63,17 +65,7 @@ func (r *recent) sum(canonical []byte) bodySum {
 func (r *recent) reserve(fresh slot) (*slot, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.slots[fresh.tag]; s != nil {
-		return s, false
-	}
-	if len(r.block) == 0 {
-		r.block = make([]slot, slotBlock)
-	}
-	s := &r.block[0]
-	r.block = r.block[1:]
-	*s = fresh
-	r.slots[s.tag] = s
-	return s, true
+	return r.slots.insert(fresh)
 }
 
 // release gives up slots whose event was not stored.
@@ -86,18 +78,19 @@ func (r *recent) release(slots ...*slot) {
 }
 
 func (r *recent) releaseLocked(s *slot) {
-	if r.slots[s.tag] == s {
-		delete(r.slots, s.tag)
-	}
+	r.slots.remove(s)
 	s.failed = true
-	s.wake()
+	r.wake(s)
 }
 
-// wake tells those who wait; the lock is held.
-func (s *slot) wake() {
-	if s.wait != nil {
-		close(s.wait)
-		s.wait = nil
+// wake tells those who wait for a slot; the lock is held.
+func (r *recent) wake(s *slot) {
+	if len(r.waits) == 0 {
+		return
+	}
+	if wait, ok := r.waits[s]; ok {
+		close(wait)
+		delete(r.waits, s)
 	}
 }
 
@@ -111,8 +104,8 @@ func (r *recent) settle(batch []*entry, applied uint64, indexed bool) {
 		case e.slot == nil:
 		case e.seq > 0:
 			e.slot.seq, e.slot.doubtful = e.seq, false
-			e.slot.wake()
-			r.done = append(r.done, e.slot)
+			r.wake(e.slot)
+			r.done = append(r.done, e.slot.number)
 		case e.doubtful:
 			// It stays taken until the stream has been looked at.
 			e.slot.doubtful = true
@@ -121,18 +114,15 @@ func (r *recent) settle(batch []*entry, applied uint64, indexed bool) {
 		}
 	}
 	for r.head < len(r.done) {
-		s := r.done[r.head]
+		s := r.slots.at(r.done[r.head])
 		if indexed && s.seq > applied || !indexed && len(r.done)-r.head <= recentWithoutIndex {
 			break
 		}
-		delete(r.slots, s.tag)
-		r.done[r.head] = nil
+		r.slots.remove(s)
 		r.head++
 	}
 	if r.head > len(r.done)/2 {
-		n := copy(r.done, r.done[r.head:])
-		clear(r.done[n:])
-		r.done, r.head = r.done[:n], 0
+		r.done, r.head = r.done[:copy(r.done, r.done[r.head:])], 0
 	}
 }
 
@@ -142,10 +132,10 @@ func (r *recent) outcome(s *slot) (seq uint64, failed bool, wait <-chan struct{}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s.seq == 0 && !s.failed {
-		if s.wait == nil {
-			s.wait = make(chan struct{})
+		if r.waits[s] == nil {
+			r.waits[s] = make(chan struct{})
 		}
-		return 0, false, s.wait
+		return 0, false, r.waits[s]
 	}
 	return s.seq, s.failed, nil
 }

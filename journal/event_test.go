@@ -380,6 +380,28 @@ func kibEvent() Event {
 	}
 }
 
+func TestAppendTime(t *testing.T) {
+	for _, text := range []string{
+		"2000-01-01T00:00:00.000Z", "2024-02-29T23:59:59.999Z", "1999-12-31T23:59:59.001Z", "9999-10-10T10:10:10.010Z",
+		"0999-01-02T03:04:05.678Z", "0001-01-01T00:00:00.000Z",
+	} {
+		want, err := time.Parse(time.RFC3339Nano, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, zone := range []*time.Location{time.UTC, time.FixedZone("", 5*3600+1800), time.FixedZone("", -9*3600)} {
+			if got := string(appendTime([]byte("at "), want.In(zone))); got != "at "+text {
+				t.Errorf("%s is written as %s", text, got)
+			}
+		}
+	}
+	for at := time.Unix(0, 0).UTC(); at.Year() < 2100; at = at.Add(1000*time.Hour + 3723456*time.Microsecond) {
+		if got, want := string(appendTime(nil, at)), at.Format(timeLayout); got != want {
+			t.Fatalf("%s is written as %s", want, got)
+		}
+	}
+}
+
 func TestAppendJSONDoesNotAllocate(t *testing.T) {
 	e := kibEvent()
 	if err := e.Normalize(testNow(), Limits{}); err != nil {

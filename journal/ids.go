@@ -189,20 +189,21 @@ func DirectConversation(a, b string) string {
 	return a + "," + b
 }
 
-// idClass is the class of a byte in an id: 1 is allowed in every id, 2 in a
-// conversation's.
+// idClasses has the class of each ASCII character in an id: 1 is allowed in
+// every id, 2 in a conversation's, 0 in none.
+const idClasses = "0000000000000000" + "0000000000000000" + // control characters
+	"0000000000012100" + //  !"#$%&'()*+,-./
+	"1111111111100100" + // 0123456789:;<=>?
+	"1111111111111111" + // @ABCDEFGHIJKLMNO
+	"1111111111100001" + // PQRSTUVWXYZ[\]^_
+	"0111111111111111" + // `abcdefghijklmno
+	"1111111111100010" //   pqrstuvwxyz{|}~
+
 func idClass(c byte) byte {
-	switch {
-	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		return 1
+	if c >= 128 {
+		return 0
 	}
-	switch c {
-	case '_', '@', ':', '+', '=', '~', '-':
-		return 1
-	case ',':
-		return 2
-	}
-	return 0
+	return idClasses[c] - '0'
 }
 
 func checkID(s string, comma bool) *InputError {

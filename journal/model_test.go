@@ -152,6 +152,16 @@ func TestIDs(t *testing.T) {
 		t.Errorf("a user with a comma: %v", err)
 	}
 
+	for c := range 256 {
+		id, known := string([]byte{byte(c)}), strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_@:+=~-", rune(c))
+		if got := CheckUserID(id) == nil; got != known {
+			t.Errorf("the character %q in a user's id: allowed %t", id, got)
+		}
+		if got := CheckConversationID(id) == nil; got != (known || c == ',') {
+			t.Errorf("the character %q in a conversation's id: allowed %t", id, got)
+		}
+	}
+
 	seen := map[string]bool{}
 	for range 1000 {
 		id := NewEventID(testNow())
