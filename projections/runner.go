@@ -17,7 +17,8 @@ import (
 type RunnerConfig struct {
 	// Journal is where the records come from; required.
 	Journal Source
-	// Store is where the views are; required. No other runner may use it.
+	// Store is where the views are; required. Another runner may use it for
+	// other projections with other tables.
 	Store Store
 	// Projections are the views to keep; at least one.
 	Projections []Projection

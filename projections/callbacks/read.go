@@ -176,7 +176,7 @@ func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
 		blocks := 0
 		err := v.store.Update(func(txn projections.Txn) (err error) {
 			n := 0
-			blocks, n, err = expire(txn, hour)
+			blocks, n, err = v.expire(txn, hour)
 			total += n
 			return err
 		})
@@ -194,7 +194,7 @@ type expiryBlock struct {
 	lows []byte
 }
 
-func expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error) {
+func (v *View) expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error) {
 	to := binary.BigEndian.AppendUint32([]byte{tableExpiry}, hour+1)
 	c := txn.Iterate([]byte{tableExpiry}, to, false)
 	defer c.Close()
@@ -208,7 +208,7 @@ func expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error
 	if err := c.Close(); err != nil {
 		return 0, 0, err
 	}
-	f := folder{txn: txn, progress: make(map[endpointKey]*Progress)}
+	f := folder{txn: txn, view: v, progress: make(map[endpointKey]*Progress)}
 	for _, b := range due {
 		at := endpointKey{app: journal.AppID(b.key[5:21]), ep: journal.EndpointID(b.key[21:37])}
 		p, err := f.load(at)
@@ -217,10 +217,13 @@ func expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error
 		}
 		block := binary.BigEndian.Uint64(b.key[37:])
 		for _, low := range b.lows {
-			if err := f.remove(at, p, block*256+uint64(low)); err != nil {
+			removed, err := f.remove(at, p, block*256+uint64(low), hour)
+			if err != nil {
 				return 0, 0, err
 			}
-			deliveries++
+			if removed {
+				deliveries++
+			}
 		}
 		txn.Delete(b.key)
 	}
@@ -228,21 +231,22 @@ func expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error
 	return len(due), deliveries, nil
 }
 
-func (f *folder) remove(at endpointKey, p *Progress, n uint64) error {
+// remove removes a delivery, unless it was sent again meanwhile.
+func (f *folder) remove(at endpointKey, p *Progress, n uint64, hour uint32) (bool, error) {
 	var k key
 	b := k.endpoint(tableDeliveries, at.app, at.ep).number(n).bytes()
 	v, ok, err := f.txn.Get(nil, b)
 	if err != nil || !ok {
-		return err
+		return false, err
 	}
 	d, err := parseDelivery(v)
-	if err != nil {
-		return err
+	if err != nil || f.view.hour(d.Arrived+f.view.retention.Milliseconds())+1 > hour {
+		return false, err
 	}
 	f.txn.Delete(b)
 	*p.count(d.State)--
 	if d.State != journal.DeliveryDone {
 		f.leave(at.app, at.ep, n, &d)
 	}
-	return nil
+	return true, nil
 }

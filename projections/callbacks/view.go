@@ -204,7 +204,7 @@ func loadProgress(r projections.Reader, app journal.AppID, ep journal.EndpointID
 // entry applies one outcome.
 func (f *folder) entry(s *journal.Sealed, p *Progress, a *journal.Attempts, e *journal.Attempt) error {
 	var k key
-	known := false
+	known := false             // and expires when it did
 	if e.Number <= p.Highest { // otherwise there can be none
 		v, ok, err := f.txn.Get(f.value[:0], k.endpoint(tableDeliveries, s.App, a.Endpoint).number(e.Number).bytes())
 		if err != nil {
@@ -219,7 +219,7 @@ func (f *folder) entry(s *journal.Sealed, p *Progress, a *journal.Attempts, e *j
 			if old.State == journal.DeliveryDone {
 				return nil
 			}
-			known = true
+			known = old.Arrived == e.Arrived
 			f.leave(s.App, a.Endpoint, e.Number, &old)
 			*p.count(old.State)--
 		}

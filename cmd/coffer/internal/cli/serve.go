@@ -12,11 +12,12 @@ import (
 )
 
 type serveCmd struct {
-	Dev      bool   `xor:"how" help:"Run the four regions on loopback ports, with an app to try things with."`
-	Config   string `xor:"how" placeholder:"FILE" help:"Run what this file (TOML) says."`
-	Data     string `default:"coffer-data" placeholder:"DIR" help:"With --dev: where everything is stored (default ${default})."`
-	PortBase int    `default:"7441" help:"With --dev: the first of four ports; 0 takes free ones (default ${default})."`
-	LogLevel string `default:"warn" enum:"debug,info,warn,error" help:"With --dev: what is logged to standard error."`
+	Dev            bool     `xor:"how" help:"Run the four regions on loopback ports, with an app to try things with."`
+	Config         string   `xor:"how" placeholder:"FILE" help:"Run what this file (TOML) says."`
+	Data           string   `default:"coffer-data" placeholder:"DIR" help:"With --dev: where everything is stored (default ${default})."`
+	PortBase       int      `default:"7441" help:"With --dev: the first of four ports; 0 takes free ones (default ${default})."`
+	CallbacksAllow []string `placeholder:"CIDR" help:"With --dev: networks that webhook requests may go to although they are not public, such as 127.0.0.0/8 for receivers on this machine."`
+	LogLevel       string   `default:"warn" enum:"debug,info,warn,error" help:"With --dev: what is logged to standard error."`
 }
 
 func (*serveCmd) Help() string {
@@ -52,7 +53,7 @@ func (c *serveCmd) dev(r *runner) error {
 		return &failure{ExitUsage, err}
 	}
 	log := slog.New(slog.NewTextHandler(r.Stderr, &slog.HandlerOptions{Level: level}))
-	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Log: log})
+	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Log: log, Callbacks: config.Callbacks{Allow: c.CallbacksAllow}})
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,7 @@ type File struct {
 	Plans  []Plan `toml:"plan"`
 	// Retention is for what no plan governs.
 	Retention Retention `toml:"retention"`
+	Callbacks Callbacks `toml:"callbacks"`
 	Regions   []Region  `toml:"region"`
 }
 
@@ -213,6 +214,9 @@ func (f File) check() (Config, error) {
 		return Config{}, err
 	}
 	if err := c.Retention.check(); err != nil {
+		return Config{}, err
+	}
+	if err := c.Callbacks.check(); err != nil {
 		return Config{}, err
 	}
 	if err := c.checkRegions(); err != nil {

@@ -103,15 +103,22 @@ func appendThin(dst []byte, e *endpoints.Endpoint, m *Message) ([]byte, error) {
 // appendGone stands for an event that cannot be opened any more: its number and
 // position, so that the consumer sees that there is no hole.
 func appendGone(dst []byte, e *endpoints.Endpoint, m *Message) []byte {
-	dst = append(dst, `{"specversion":"1.0","id":"`+m.ID+`","source":"/apps/`+e.App.String()+`","type":"`+m.Type.String()+
+	kind := "event.gone"
+	if m.Type.Known() {
+		kind = m.Type.String()
+	}
+	dst = append(dst, `{"specversion":"1.0","id":"`+m.ID+`","source":"/apps/`+e.App.String()+`","type":"`+kind+
 		`","time":"`+m.Stored.UTC().Format(timeLayout)+`","gone":"`+m.Gone+`"`...)
 	return appendPlace(dst, m)
 }
 
 func appendPlace(dst []byte, m *Message) []byte {
-	dst = append(dst, `,"position":"`+m.Position.String()+`","number":"`...)
-	dst = strconv.AppendUint(dst, m.Number, 10)
-	return append(dst, `"}`...)
+	dst = append(dst, `,"position":"`+m.Position.String()+`"`...)
+	if m.Number > 0 { // a replay has none
+		dst = append(dst, `,"number":"`...)
+		dst = append(strconv.AppendUint(dst, m.Number, 10), '"')
+	}
+	return append(dst, '}')
 }
 
 // control is the body of a request that carries no event.

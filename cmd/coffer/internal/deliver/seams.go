@@ -59,13 +59,13 @@ type Signer interface {
 // A Message is one event for an endpoint.
 type Message struct {
 	ID       string // webhook-id
-	Number   uint64 // within the endpoint, without a gap
+	Number   uint64 // within the endpoint, without a gap; 0 in a replay
 	Position journal.Position
 	Type     journal.Type
 	Stored   time.Time
 	// Event is the event's canonical JSON; nil when it can no longer be opened.
 	Event []byte
-	// Gone says why Event is nil: "erased" or "recalled".
+	// Gone says why Event is nil: "erased", "recalled" or "expired".
 	Gone string
 }
 

@@ -46,6 +46,9 @@ type DevOptions struct {
 	Log *slog.Logger
 	// Limits bounds requests; see config.Limits.
 	Limits config.Limits
+	// Callbacks says where webhook requests may go. Certificates of the set-up's
+	// own authority are trusted when it names no others.
+	Callbacks config.Callbacks
 	// Now is the clock of events, retention, certificates and tokens; time.Now
 	// when nil.
 	Now func() time.Time
@@ -125,6 +128,10 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 	}
 	cfg.DataDir, cfg.OperatorTokenFile = dir, tokenFile
 	cfg.PlanTable, cfg.Limits = journal.DefaultPlans(), o.Limits
+	cfg.Callbacks = o.Callbacks
+	if cfg.Callbacks.CAFile == "" {
+		cfg.Callbacks.CAFile = ca.path
+	}
 	cfg.ShutdownTimeout = config.Duration(orDefault(o.shutdown, 10*time.Second))
 	for i, r := range journal.DefaultRegions() {
 		own := regionDir(dir, r.ID)

@@ -57,6 +57,9 @@ type region struct {
 	accounts *accounts.Store
 	exports  *exports.Exports
 	rows     *journal.Rows // of the registry
+
+	callbacks *deliveries
+
 	listener net.Listener
 	server   *server.Server
 	http     *http.Server
@@ -184,6 +187,9 @@ func (r *region) openJournal(ctx context.Context) error {
 	r.exports = exports.New(exports.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
 	})
+	if err := r.openCallbacks(); err != nil {
+		return err
+	}
 	return r.openKeys(ctx, js, syncer)
 }
 
@@ -193,7 +199,7 @@ func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
-		Exports:  r.exports,
+		Exports: r.exports, Callbacks: r.callbacks.engine,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
@@ -216,6 +222,7 @@ func (r *region) run(ctx context.Context) error {
 		}
 	})
 	views.Go(func() { r.clean(ctx) })
+	views.Go(func() { r.deliver(ctx) })
 	views.Go(func() { r.sweepShelves(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })

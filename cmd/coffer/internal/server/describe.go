@@ -55,6 +55,8 @@ func pathParameters() map[string]parameter {
 		"app":          {about: "the app", schema: text("^[0-9a-f]{32}$")},
 		"event":        {about: "an event's id", schema: text(idPattern)},
 		"conversation": {about: "a conversation's id; a direct one's is its two users' ids in order, with a comma", schema: text(conversationPattern)},
+		"endpoint":     {about: "an endpoint's id", schema: text("^[0-9a-f]{32}$")},
+		"replay":       {about: "a replay's id", schema: text("^[0-9a-f]{32}$")},
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
 		"user":         {about: "a user's id; a user's token knows its own only", schema: text(idPattern)},
@@ -79,6 +81,8 @@ func queryParameters() map[string]parameter {
 		"min_position": {about: "wait for the view to have come so far, 5 s at most: read what you wrote", schema: text("^[0-9]{1,20}$")},
 		"follow":       {about: "stay at the end and send what comes; `true` unless told otherwise for server-sent events and WebSockets", schema: enum("true", "false")},
 		"account":      {about: "apps of this account", schema: object{"type": "string"}},
+		"status":       {about: "of this status", schema: enum("delivered", "waiting", "held", "parked")},
+		"endpoint":     {about: "as this endpoint would get it", schema: text("^[0-9a-f]{32}$")},
 	}
 }
 
@@ -347,6 +351,7 @@ func (s *Server) descriptions() map[string]description {
 		"GET /v1/admin/audit/head": {id: "auditHead", summary: "The newest record of the audit log and its hash", answers: []documented{ok[journal.AuditHead](200, "the head")}},
 	}
 	s.describeExports(all)
+	s.describeCallbacks(all)
 	return all
 }
 

@@ -10,8 +10,12 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/egress"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections"
@@ -111,6 +115,9 @@ func kinds() kindTable {
 		deleted:           kind{status: 410, code: "deleted", title: "It has been deleted"},
 		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
 		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
+		endpointInvalid:   kind{status: 422, code: "endpoint-invalid", title: "The endpoint cannot be used like this"},
+		urlForbidden:      kind{status: 422, code: "endpoint-url-forbidden", title: "The endpoint's URL may not be called"},
+		tooMany:           kind{status: 409, code: "too-many", title: "There are as many as there may be"},
 		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
 		cursorExpired:     kind{status: 410, code: "cursor-expired", title: "The cursor is older than what is kept"},
 		erased:            kind{status: 410, code: "erased", title: "It has been erased"},
@@ -132,6 +139,7 @@ func kinds() kindTable {
 }
 
 type kindTable struct {
+	endpointInvalid, urlForbidden, tooMany,
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
@@ -160,6 +168,16 @@ func errorTable() []mapping {
 		{journal.ErrUnknownPlan, k.invalidRequest, "the region has no such plan"},
 		{journal.ErrInvalid, k.invalidRequest, ""},
 		{accounts.ErrInvalid, k.invalidRequest, ""},
+
+		{egress.ErrForbidden, k.urlForbidden, ""},
+		{endpoints.ErrInvalid, k.endpointInvalid, ""},
+		{endpoints.ErrNotFound, k.notFound, "the app has no such endpoint"},
+		{endpoints.ErrTooMany, k.tooMany, ""},
+		{endpoints.ErrChanged, k.storeUnavailable, "the endpoint was changed by another at the same time"},
+		{deliver.ErrNoDelivery, k.notFound, "no delivery of the endpoint is parked"},
+		{webhook.ErrSecret, k.endpointInvalid, ""},
+		{webhook.ErrKey, k.endpointInvalid, ""},
+		{webhook.ErrSignature, k.internal, "the server has failed"},
 
 		// Credentials.
 		{auth.ErrExpired, k.tokenExpired, "ask the app's backend for a new token"},
@@ -266,6 +284,7 @@ func (s *Server) problemOf(err error) *problem {
 	if input, ok := errors.AsType[*journal.InputError](err); ok {
 		p.Errors = []inputError{{Pointer: input.Pointer, Detail: input.Detail}}
 	}
+	withSetting(p, err)
 	p.cause = err
 	return p
 }

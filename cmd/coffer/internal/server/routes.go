@@ -69,6 +69,15 @@ func (s *Server) routes() []route {
 			bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).ackInbox,
 		},
 
+		{method: "GET", path: "/v1/apps/{app}/endpoints", who: appBackend, handle: (*Server).listEndpoints},
+		{method: "POST", path: "/v1/apps/{app}/endpoints", who: appBackend, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createEndpoint},
+		{method: "GET", path: "/v1/apps/{app}/endpoints/{endpoint}", who: appBackend, handle: (*Server).showEndpoint},
+		{method: "PATCH", path: "/v1/apps/{app}/endpoints/{endpoint}", who: appBackend, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changeEndpoint},
+		{method: "DELETE", path: "/v1/apps/{app}/endpoints/{endpoint}", who: appBackend, handle: (*Server).deleteEndpoint},
+		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/secret-rotations", who: appBackend, bodies: []string{typeJSON}, limit: 4 << 10, handle: (*Server).rotateSecret},
+		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/test", who: appBackend, handle: (*Server).testEndpoint},
+		{method: "GET", path: "/v1/apps/{app}/endpoints/{endpoint}/deliveries", who: appBackend, query: []string{"status", "before", "limit"}, handle: (*Server).listDeliveries},
+
 		{method: "GET", path: "/v1/admin/apps", who: operator, query: []string{"account"}, handle: (*Server).listApps},
 		{method: "POST", path: "/v1/admin/apps", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createApp},
 		{method: "GET", path: "/v1/admin/apps/{app}", who: operator, handle: (*Server).showApp},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
@@ -85,8 +86,10 @@ type Options struct {
 	Runner   *projections.Runner
 	Accounts *accounts.Store
 	Keys     *keys.Admin
-	Exports  *exports.Exports
-	Operator auth.Operator
+	// Callbacks deliver to webhook endpoints.
+	Callbacks *deliver.Engine
+	Exports   *exports.Exports
+	Operator  auth.Operator
 
 	// Elsewhere names the other regions, by their number.
 	Elsewhere map[byte]Place
@@ -106,6 +109,7 @@ type Server struct {
 	runner    *projections.Runner
 	accounts  *accounts.Store
 	keys      *keys.Admin
+	callbacks *deliver.Engine
 	exports   *exports.Exports
 	operator  auth.Operator
 	elsewhere map[byte]Place
@@ -135,7 +139,7 @@ type Server struct {
 // New makes a server. It starts nothing.
 func New(o Options) *Server {
 	s := &Server{
-		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys,
+		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks,
 		exports:  o.Exports,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),

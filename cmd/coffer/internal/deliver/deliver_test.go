@@ -1,0 +1,88 @@
+package deliver_test
+
+import (
+	"net/http"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
+)
+
+// TestDelivers follows events to an endpoint: all of them, once, signed, with
+// numbers without a gap, before and after a restart.
+func TestDelivers(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	rc := r.receive(nil)
+	e := r.endpoint(rc.URL)
+	first := r.append(200, "group-1")
+	r.eventually("every event", func() bool { return r.progress(e).Done == 200 })
+	r.restart()
+	second := r.append(100, "group-2")
+	r.eventually("every event after the restart", func() bool { return r.progress(e).Done == 300 })
+	if found, again := rc.counts(append(first, second...)); found != 300 || again != 0 {
+		t.Fatalf("%d of 300 events came, %d again", found, again)
+	}
+	secret := must[*webhook.Secret](t)(webhook.ParseSecret(string(e.Secrets[0].Key)))
+	numbers, ids := make(map[string]bool), make(map[string]bool)
+	for _, g := range rc.all() {
+		if err := secret.Verify(g.header, g.body, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		numbers[g.bodies[0].Number], ids[g.id] = true, true
+		if b := g.bodies[0]; b.Type != "message.sent" || b.ID == "" || b.Conversation == "" {
+			t.Fatalf("not an event: %s", g.body)
+		}
+	}
+	for n := 1; n <= 300; n++ {
+		if !numbers[strconv.Itoa(n)] {
+			t.Errorf("number %d did not come", n)
+		}
+	}
+	if len(ids) != 300 {
+		t.Errorf("%d webhook ids for 300 events", len(ids))
+	}
+	if p := r.progress(e); p.Number != 300 || p.Waiting+p.Held+p.Parked != 0 {
+		t.Errorf("the view says %+v", p)
+	}
+}
+
+// TestRetries has an endpoint refuse each event once.
+func TestRetries(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(r *rig) { r.retention.Callbacks = 2 * time.Hour }) // the first delay is then 140 ms
+	seen := make(map[string]bool)
+	rc := r.receive(nil)
+	rc.answers(func(w http.ResponseWriter, g got) bool {
+		rc.mu.Lock()
+		defer rc.mu.Unlock()
+		if seen[g.id] {
+			return false
+		}
+		seen[g.id] = true
+		http.Error(w, "try again", http.StatusInternalServerError)
+		return true
+	})
+	e := r.endpoint(rc.URL)
+	positions := r.append(20, "group-1")
+	r.eventually("every event", func() bool { p := r.progress(e); return p.Done == 20 && p.Waiting == 0 })
+	if found, again := rc.counts(positions); found != 20 || again != 20 {
+		t.Errorf("%d of 20 events came, %d again; each should twice", found, again)
+	}
+}
+
+// TestFilters sends only what an endpoint asks for.
+func TestFilters(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	rc := r.receive(nil)
+	e := r.endpoint(rc.URL, func(e *endpoints.Endpoint) { e.Conversations = []string{"group-2", "group-3"} })
+	r.append(20, "group-1")
+	wanted := append(r.append(10, "group-2"), r.append(5, "group-3")...)
+	r.eventually("the events", func() bool { return r.progress(e).Done == 15 })
+	if found, _ := rc.counts(wanted); found != 15 || len(rc.all()) != 15 {
+		t.Errorf("%d of 15 events, %d requests", found, len(rc.all()))
+	}
+}

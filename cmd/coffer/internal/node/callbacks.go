@@ -1,0 +1,108 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/egress"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/projections"
+	"github.com/cofferdb/coffer/projections/callbacks"
+)
+
+// deliveries is what a region delivers callbacks with.
+type deliveries struct {
+	view   *callbacks.View
+	runner *projections.Runner
+	engine *deliver.Engine
+}
+
+// openCallbacks makes the callback view, its runner, and the engine. The callback
+// streams are another source than the messages', so they have a runner of their
+// own, over the same store.
+func (r *region) openCallbacks() error {
+	d := &deliveries{}
+	var err error
+	d.view, err = callbacks.New(callbacks.Config{Store: r.store, Retention: r.journal.Callbacks().Retention()})
+	if err != nil {
+		return err
+	}
+	d.runner, err = projections.NewRunner(projections.RunnerConfig{
+		Journal: r.journal.Callbacks(), Store: r.store, Projections: []projections.Projection{d.view}, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	transport, err := callbackTransport(r.options.config.Callbacks)
+	if err != nil {
+		return err
+	}
+	d.engine = deliver.New(deliver.Config{
+		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Changed: r.runner.Changed,
+		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
+		Disabled: r.endpointDisabled, Log: r.log, Now: r.options.now,
+	})
+	r.callbacks = d
+	return nil
+}
+
+func callbackTransport(c config.Callbacks) (*deliver.HTTP, error) {
+	networks, err := c.Networks()
+	if err != nil {
+		return nil, err
+	}
+	proxy, err := c.Proxy()
+	if err != nil {
+		return nil, err
+	}
+	roots, err := c.Roots()
+	if err != nil {
+		return nil, err
+	}
+	return deliver.NewHTTP(deliver.TransportOptions{
+		Dialer: &egress.Dialer{Policy: egress.NewPolicy(networks, c.Ports...), Proxy: proxy},
+		Roots:  roots, Timeout: time.Duration(c.Timeout),
+	}), nil
+}
+
+// deliver keeps the callback view and delivers until ctx ends.
+func (r *region) deliver(ctx context.Context) {
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() {
+		if err := r.callbacks.runner.Run(ctx); err != nil {
+			r.log.Error("the callback view has stopped", "err", err)
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.failure = err
+		}
+	})
+	work.Go(func() { r.callbacks.engine.Run(ctx) })
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-expire.C:
+			if _, err := r.callbacks.view.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
+				r.log.Error("expired deliveries stay in the view", "err", err)
+			}
+		}
+	}
+}
+
+// endpointDisabled records what the engine did by itself.
+func (r *region) endpointDisabled(ctx context.Context, e endpoints.Endpoint) {
+	err := r.journal.Audit(ctx, journal.AuditEntry{
+		Actor: "process:callbacks", Action: "endpoint.disabled", Target: "endpoint:" + e.IDText(), Outcome: "ok",
+		Detail: map[string]string{"app": e.App.String(), "reason": string(e.Reason)},
+	})
+	if err != nil {
+		r.log.Error("audit record failed", "action", "endpoint.disabled", "endpoint", e.IDText(), "err", err)
+	}
+}

@@ -1,0 +1,52 @@
+package server
+
+import (
+	"net/http"
+	"reflect"
+)
+
+// describeCallbacks adds what there is to say about webhook endpoints.
+func (s *Server) describeCallbacks(all map[string]description) {
+	k := s.kinds
+	settings := []kind{k.endpointInvalid, k.urlForbidden, k.storeFull}
+	const base = "/v1/apps/{app}/endpoints"
+	all["GET "+base] = description{
+		id: "endpoints", summary: "The app's webhook endpoints, and how far each has come",
+		answers: []documented{ok[list[endpointView]](http.StatusOK, "all of them")}, problems: []kind{k.viewBehind},
+	}
+	all["POST "+base] = description{
+		id: "createEndpoint", summary: "Make a webhook endpoint",
+		text: "A signed request `endpoint.verification` is sent to it at once. When it answers 2xx with `{\"challenge\": …}`, the challenge of the request, " +
+			"it is enabled and gets every event from then on; otherwise it stays `unverified` until a PATCH with `{\"state\": \"enabled\"}` repeats the request.",
+		body:     reflect.TypeFor[createEndpointBody](),
+		answers:  []documented{ok[endpointView](http.StatusCreated, "the endpoint with, this once, its secret")},
+		problems: append(settings, k.tooMany, k.viewBehind),
+	}
+	all["GET "+base+"/{endpoint}"] = description{
+		id: "endpoint", summary: "One endpoint", answers: []documented{ok[endpointView](http.StatusOK, "the endpoint")}, problems: []kind{k.viewBehind},
+	}
+	all["PATCH "+base+"/{endpoint}"] = description{
+		id: "changeEndpoint", summary: "Change an endpoint",
+		text: "Members that are not there stay. A new URL is verified like that of a new endpoint.",
+		body: reflect.TypeFor[endpointBody](), answers: []documented{ok[endpointView](http.StatusOK, "the endpoint as it is now")}, problems: settings,
+	}
+	all["DELETE "+base+"/{endpoint}"] = description{
+		id: "deleteEndpoint", summary: "Delete an endpoint; what it has not got is not sent",
+		answers: []documented{{status: http.StatusNoContent, about: "it is gone"}}, problems: []kind{k.storeFull},
+	}
+	all["POST "+base+"/{endpoint}/secret-rotations"] = description{
+		id: "rotateSecret", summary: "Give an endpoint a new secret; the old one signs beside it for a while", body: reflect.TypeFor[rotateSecretBody](),
+		answers: []documented{ok[endpointView](http.StatusCreated, "the endpoint with, this once, its new secret")}, problems: settings,
+	}
+	all["POST "+base+"/{endpoint}/test"] = description{
+		id: "testEndpoint", summary: "Send a signed request without an event, `endpoint.test`", answers: []documented{ok[answerView](http.StatusOK, "what became of it")},
+	}
+	all["GET "+base+"/{endpoint}/deliveries"] = description{
+		id: "deliveries", summary: "What became of the deliveries of the last days, the newest first",
+		query: map[string]parameter{
+			"before": {about: "older than the one with this number", schema: text(decimalPattern)},
+			"limit":  {about: "how many", schema: object{"type": "integer", "minimum": 1, "maximum": mostDeliveries}},
+		},
+		answers: []documented{ok[list[deliveryView]](http.StatusOK, "`next` is for `before`")}, problems: []kind{k.viewBehind},
+	}
+}
