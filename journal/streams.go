@@ -92,6 +92,8 @@ func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 		c := bucketConfig(bucket, j.cfg.Replicas)
 		want[c.Name] = c
 	}
+	attachments := objectsConfig(AttachmentBucket(j.region.ID), j.cfg.Replicas)
+	want[attachments.Name] = attachments
 	table := j.RetentionTable()
 	for name, c := range want {
 		age, ok := MaxAge(table, name)
@@ -123,6 +125,16 @@ func bucketConfig(bucket string, replicas int) jetstream.StreamConfig {
 		// answers.
 		AllowDirect: false,
 		Duplicates:  2 * time.Minute,
+	}
+}
+
+// objectsConfig is an object store as clients make it.
+func objectsConfig(bucket string, replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: "OBJ_" + bucket, Subjects: []string{"$O." + bucket + ".C.>", "$O." + bucket + ".M.>"},
+		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Replicas: replicas,
+		MaxMsgSize: -1, MaxBytes: -1, MaxMsgs: -1, AllowRollup: true, AllowDirect: true,
+		Duplicates: time.Minute,
 	}
 }
 
