@@ -306,6 +306,9 @@ func (s *Store) Delete(ctx context.Context, app journal.AppID, id string) error 
 	if err != nil {
 		return err
 	}
+	if _, err := objects.GetInfo(ctx, p.name()); err != nil {
+		return s.failed(err)
+	}
 	if err := s.failed(objects.Delete(ctx, p.name())); err != nil {
 		return err
 	}

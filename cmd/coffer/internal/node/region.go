@@ -22,6 +22,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/journal/embedded"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections"
@@ -56,6 +57,7 @@ type region struct {
 	runner   *projections.Runner
 	accounts *accounts.Store
 	exports  *exports.Exports
+	attached *attachments.Store
 	rows     *journal.Rows // of the registry
 
 	callbacks *deliveries
@@ -184,6 +186,9 @@ func (r *region) openJournal(ctx context.Context) error {
 	}
 	r.rows = journal.NewRows(js, journal.RegistryBucket(r.config.ID), syncer)
 	r.accounts = accounts.New(r.rows, r.journal.Keyring(), r.journal.Retention(), r.options.now)
+	r.attached = attachments.New(attachments.Config{
+		Journal: r.journal, JetStream: js, Sync: syncer, Limit: r.options.config.Limits.AttachmentBytes, Now: r.options.now,
+	})
 	r.exports = exports.New(exports.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
 	})
@@ -200,11 +205,13 @@ func (r *region) run(ctx context.Context) error {
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
+		Attached: r.attached,
 		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
 			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),
 			Streams: limits.Streams, AppRequests: limits.AppRequests, AppBurst: limits.AppBurst, AppStreams: limits.AppStreams,
+			AttachmentBytes: limits.AttachmentBytes,
 		},
 	})
 	r.http.Handler = r.server

@@ -57,6 +57,7 @@ func pathParameters() map[string]parameter {
 		"conversation": {about: "a conversation's id; a direct one's is its two users' ids in order, with a comma", schema: text(conversationPattern)},
 		"endpoint":     {about: "an endpoint's id", schema: text("^[0-9a-f]{32}$")},
 		"replay":       {about: "a replay's id", schema: text("^[0-9a-f]{32}$")},
+		"attachment":   {about: "an attachment's id", schema: text("^[A-Za-z0-9_@:+=~-]{1,117}$")},
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
 		"user":         {about: "a user's id; a user's token knows its own only", schema: text(idPattern)},
@@ -80,6 +81,7 @@ func queryParameters() map[string]parameter {
 		"order":        {about: "the oldest first, or the newest", schema: object{"type": "string", "enum": []string{"asc", "desc"}, "default": "asc"}},
 		"min_position": {about: "wait for the view to have come so far, 5 s at most: read what you wrote", schema: text("^[0-9]{1,20}$")},
 		"follow":       {about: "stay at the end and send what comes; `true` unless told otherwise for server-sent events and WebSockets", schema: enum("true", "false")},
+		"sender":       {about: "the user who sends it; a user's token always sends as its own", schema: text(idPattern)},
 		"account":      {about: "apps of this account", schema: object{"type": "string"}},
 		"status":       {about: "of this status", schema: enum("delivered", "waiting", "held", "parked")},
 		"endpoint":     {about: "as this endpoint would get it", schema: text("^[0-9a-f]{32}$")},
@@ -268,6 +270,34 @@ func (s *Server) descriptions() map[string]description {
 			text:     "It only moves forward. Sending it again changes nothing.",
 			answers:  []documented{ok[ackAnswer](200, "what has been acknowledged")},
 			problems: []kind{k.viewBehind, k.cursorMismatch, k.conflict, k.userErased, k.erased, k.retentionExpired, k.storeFull},
+		},
+		"PUT /v1/apps/{app}/attachments/{attachment}": {
+			id: "putAttachment", summary: "Store an attachment",
+			text: "The body is the content. It is sealed as it arrives and kept for 7 days unless the configuration says otherwise. " +
+				"An attachment is never changed: the same content again is 200, another under the id is 409. " +
+				"An event `attachment.stored` with the id `attachment:ID` tells of it.",
+			query: map[string]parameter{
+				"conversation":     {about: "the conversation it belongs to", schema: text(conversationPattern)},
+				"conversationtype": {about: "of which kind that is; by itself `direct` for an id with a comma, `group` for others", schema: enum("direct", "group", "room")},
+			},
+			headers:  []parameter{{name: "Content-Digest", about: "RFC 9530: `sha-256=:BASE64:`, which the content must have", schema: object{"type": "string"}}},
+			answers:  []documented{ok[attachmentView](201, "it is stored"), ok[attachmentView](200, "it was stored before")},
+			problems: []kind{k.conflict, k.erased, k.userErased, k.retentionExpired, k.storeFull},
+		},
+		"GET /v1/apps/{app}/attachments/{attachment}": {
+			id: "attachment", summary: "An attachment's content, or a range of it",
+			text: "`Range` takes one range of bytes; several are answered in full. `Repr-Digest` (RFC 9530) has the SHA-256 of the whole.",
+			answers: []documented{
+				{status: http.StatusOK, about: "the content", streams: map[string]string{typeAny: "the content"}},
+				{status: http.StatusPartialContent, about: "the range", streams: map[string]string{typeAny: "the range"}},
+				{status: http.StatusNotModified, about: "the caller has it, says If-None-Match or If-Modified-Since"},
+				{status: http.StatusPreconditionFailed, about: "it is not what If-Match or If-Unmodified-Since says"},
+			},
+			problems: []kind{k.erased, k.retentionExpired, k.rangeUnfit},
+		},
+		"DELETE /v1/apps/{app}/attachments/{attachment}": {
+			id: "deleteAttachment", summary: "Delete an attachment",
+			answers: []documented{{status: http.StatusNoContent, about: "it is gone"}},
 		},
 		"GET /v1/admin/apps":       {id: "apps", summary: "The region's apps", answers: []documented{ok[list[appView]](200, "all of them")}},
 		"GET /v1/admin/apps/{app}": {id: "app", summary: "One app", answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion}},

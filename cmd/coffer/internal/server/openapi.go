@@ -121,6 +121,9 @@ func (r route) callers() []string {
 // bodySchema is a type's, or for events what the media type says.
 func (d *documenter) bodySchema(t reflect.Type, media string) object {
 	event := object{"$ref": "#/components/schemas/EventInput"}
+	if media == typeAny {
+		return object{"type": "string", "format": "binary"}
+	}
 	if t != reflect.TypeFor[journal.Event]() {
 		return d.request(t)
 	}
@@ -187,6 +190,10 @@ func (d *documenter) responses(r route, about description) object {
 			content[typeJSON] = object{"schema": d.of(a.body)}
 		}
 		for media, what := range a.streams {
+			if media == typeAny { // bytes have no schema (OpenAPI 3.1, section 4.14.3)
+				content[media] = object{}
+				continue
+			}
 			content[media] = object{"schema": object{"type": "string", "description": what}}
 		}
 		if len(content) > 0 {

@@ -17,6 +17,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
@@ -124,6 +125,7 @@ func kinds() kindTable {
 		retentionExpired:  kind{status: 410, code: "retention-expired", title: "It is older than the plan keeps"},
 		tooOld:            kind{status: 422, code: "retention-expired", title: "The event is older than the plan keeps"},
 		payloadTooLarge:   kind{status: 413, code: "payload-too-large", title: "The request is over a size limit"},
+		rangeUnfit:        kind{status: 416, code: "range-not-satisfiable", title: "The range lies beyond the end"},
 		unsupportedType:   kind{status: 415, code: "unsupported-media-type", title: "The body is in a form that is not taken"},
 		wrongRegion:       kind{status: 421, code: "wrong-region", title: "The app belongs to another region"},
 		overloaded:        kind{status: 429, code: "rate-limited", title: "Too much at once", retryable: true, retryAfter: 1},
@@ -142,7 +144,7 @@ type kindTable struct {
 	endpointInvalid, urlForbidden, tooMany,
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
-	retentionExpired, tooOld, payloadTooLarge, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
+	retentionExpired, tooOld, payloadTooLarge, rangeUnfit, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
 	rotating, deleted,
 	exportUnfinished, exportsFull, keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }
@@ -201,6 +203,11 @@ func errorTable() []mapping {
 		{accounts.ErrDisabled, k.appDisabled, "an operator has disabled the account"},
 		{journal.ErrRotating, k.rotating, "the certificate before the newest is still accepted; withdraw it first"},
 		{accounts.ErrRegionForbidden, k.regionForbidden, "an account of Mainland China can use cn only, unless an operator has granted it more"},
+		{attachments.ErrNotFound, k.notFound, "there is no such attachment, or none any more"},
+		{attachments.ErrConflict, k.conflict, "an attachment with this id and another content, type, sender or conversation is stored"},
+		{attachments.ErrTooLarge, k.payloadTooLarge, "the attachment is over the limit"},
+		{attachments.ErrDigest, k.invalidRequest, "the content that arrived has another digest; nothing was stored"},
+		{attachments.ErrCorrupt, k.dataCorrupt, "a stored attachment is damaged"},
 		{kms.ErrSubjectErased, k.erased, "the user's keys have been destroyed"},
 		{kms.ErrEpochDestroyed, k.retentionExpired, "the keys of that time have been destroyed with its last event"},
 		{kms.ErrAppDestroyed, k.notFound, "there is no such app"},

@@ -77,6 +77,12 @@ func (s *Server) routes() []route {
 		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/secret-rotations", who: appBackend, bodies: []string{typeJSON}, limit: 4 << 10, handle: (*Server).rotateSecret},
 		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/test", who: appBackend, handle: (*Server).testEndpoint},
 		{method: "GET", path: "/v1/apps/{app}/endpoints/{endpoint}/deliveries", who: appBackend, query: []string{"status", "before", "limit"}, handle: (*Server).listDeliveries},
+		{
+			method: "PUT", path: "/v1/apps/{app}/attachments/{attachment}", who: appBackend | endUser,
+			bodies: []string{typeAny}, limit: s.limits.AttachmentBytes, query: []string{"conversation", "conversationtype", "sender"}, handle: (*Server).putAttachment,
+		},
+		{method: "GET", path: "/v1/apps/{app}/attachments/{attachment}", who: appBackend | endUser, handle: (*Server).getAttachment},
+		{method: "DELETE", path: "/v1/apps/{app}/attachments/{attachment}", who: appBackend, handle: (*Server).deleteAttachment},
 
 		{method: "GET", path: "/v1/admin/apps", who: operator, query: []string{"account"}, handle: (*Server).listApps},
 		{method: "POST", path: "/v1/admin/apps", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createApp},

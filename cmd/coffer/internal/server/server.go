@@ -22,6 +22,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
 	"github.com/cofferdb/coffer/projections/roaming"
@@ -40,7 +41,9 @@ type Limits struct {
 	AppRequests  int           // requests of one app a second; 5,000
 	AppBurst     int           // requests of one app at once; 10,000
 	AppStreams   int           // streams of one app at a time; 1,024
-	Event        journal.Limits
+
+	AttachmentBytes int64 // of one attachment, for the document; 10 MiB
+	Event           journal.Limits
 }
 
 func (l Limits) withDefaults() Limits {
@@ -55,6 +58,7 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.AppRequests, 5000)
 	setDefault(&l.AppBurst, 2*l.AppRequests)
 	setDefault(&l.AppStreams, 1024)
+	setDefault(&l.AttachmentBytes, 10<<20)
 	return l
 }
 
@@ -90,6 +94,7 @@ type Options struct {
 	Callbacks *deliver.Engine
 	Exports   *exports.Exports
 	Operator  auth.Operator
+	Attached  *attachments.Store
 
 	// Elsewhere names the other regions, by their number.
 	Elsewhere map[byte]Place
@@ -111,6 +116,7 @@ type Server struct {
 	keys      *keys.Admin
 	callbacks *deliver.Engine
 	exports   *exports.Exports
+	attached  *attachments.Store
 	operator  auth.Operator
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
@@ -141,6 +147,7 @@ func New(o Options) *Server {
 	s := &Server{
 		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks,
 		exports:  o.Exports,
+		attached: o.Attached,
 		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
