@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
+	"github.com/cofferdb/coffer/kms"
 )
 
 // typeAny stands for any media type of a body.
@@ -64,6 +66,9 @@ func (s *Server) putAttachment(c *call) error {
 	defer release()
 	kind, err := s.conversationTypeOf(c, upload.Conversation)
 	if err != nil {
+		return err
+	}
+	if err := s.maySendTo(c, upload.Conversation); err != nil {
 		return err
 	}
 	info, created, err := s.attached.Put(c.r.Context(), c.app.ID, upload, &steady{s: s, c: c})
@@ -232,8 +237,8 @@ func (s *Server) getAttachment(c *call) error {
 		return err
 	}
 	defer func() { _ = content.Close() }()
-	if c.caller.kind == endUser && !s.mayRead(c, content.Info) {
-		return attachments.ErrNotFound
+	if may, err := s.mayRead(c, content.Info); err != nil || !may {
+		return cmp.Or(err, attachments.ErrNotFound)
 	}
 	if err := s.checkRange(c, content.Size); err != nil {
 		return err
@@ -255,8 +260,33 @@ func (s *Server) getAttachment(c *call) error {
 	return nil
 }
 
-// mayRead reports whether a user may read an attachment: its own.
-func (s *Server) mayRead(c *call, info attachments.Info) bool { return info.Sender == c.caller.user }
+// mayRead reports whether the caller may read an attachment: a user those that
+// it has sent, and those of the conversations that it takes part in.
+func (s *Server) mayRead(c *call, info attachments.Info) (bool, error) {
+	if c.caller.kind != endUser || info.Sender == c.caller.user {
+		return true, nil
+	}
+	if info.Conversation == "" {
+		return false, nil
+	}
+	conversation, err := s.journal.Tag(c.r.Context(), c.app.ID, kms.KindConversation, info.Conversation)
+	if err != nil {
+		return false, err
+	}
+	return s.takesPart(c, conversation, c.caller.user)
+}
+
+// maySendTo returns nil if the caller may put an attachment into the conversation.
+func (s *Server) maySendTo(c *call, conversation string) error {
+	if c.caller.kind != endUser || conversation == "" {
+		return nil
+	}
+	tag, err := s.journal.Tag(c.r.Context(), c.app.ID, kms.KindConversation, conversation)
+	if err != nil {
+		return err
+	}
+	return s.visible(c, tag)
+}
 
 // checkRange refuses a range beyond the end, and drops what is not one range:
 // a server may answer such requests in full.

@@ -99,9 +99,11 @@ func TestAttachments(t *testing.T) {
 	}
 }
 
-// TestAttachmentsOfUsers: a user sends as itself and reads what it has sent.
+// TestAttachmentsOfUsers: a user sends as itself, and reads what it has sent and
+// what is in its conversations.
 func TestAttachmentsOfUsers(t *testing.T) {
 	s := newSite(t, config.Limits{})
+	s.post(member("joined", "j1", "ann", "g"), member("joined", "j2", "ben", "g"), member("joined", "j3", "cid", "h"))
 	ann, ben := s.userToken("ann"), s.userToken("ben")
 	for _, tt := range []struct {
 		method, id, token string
@@ -109,6 +111,7 @@ func TestAttachmentsOfUsers(t *testing.T) {
 	}{
 		{"PUT", "a", ann, 201}, {"GET", "a", ann, 200}, {"GET", "a", ben, 404}, {"GET", "a", s.token, 200}, {"PUT", "a?sender=ann", s.token, 200},
 		{"PUT", "b?sender=ben", ann, 403}, {"GET", "b", s.token, 404}, {"DELETE", "a", ann, 403}, {"GET", "a", s.operator, 403}, {"GET", "a", "x", 401},
+		{"PUT", "c?conversation=g", ann, 201}, {"GET", "c", ben, 200}, {"GET", "c", s.userToken("cid"), 404}, {"PUT", "d?conversation=h", ann, 404},
 		{"DELETE", "a", s.token, 204}, {"GET", "a", ann, 404}, {"DELETE", "a", s.token, 404},
 	} {
 		var body io.Reader
