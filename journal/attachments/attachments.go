@@ -204,10 +204,6 @@ func (s *Store) Put(ctx context.Context, app journal.AppID, u Upload, content io
 		return Info{}, false, err
 	}
 	defer unlock()
-	objects, err := s.store(ctx)
-	if err != nil {
-		return Info{}, false, err
-	}
 	now := s.cfg.Now().UTC().Truncate(time.Millisecond)
 	m := manifest{
 		Version: formVersion, ID: u.ID, Upload: make([]byte, 16), Media: u.Media, Conversation: u.Conversation, Sender: u.Sender, Stored: now,
@@ -227,21 +223,23 @@ func (s *Store) Put(ctx context.Context, app journal.AppID, u Upload, content io
 			return s.cfg.Journal.Keyring().Sealer(ctx, app.String(), s.epoch(now), subject)
 		},
 	}
-	if _, err := objects.Put(ctx, jetstream.ObjectMeta{Name: p.name(), Opts: &jetstream.ObjectMetaOptions{ChunkSize: sealedChunk}}, seal); err != nil {
-		return Info{}, false, s.failed(err)
+	object := newObject(s.bucket, p.name())
+	err = s.publish(ctx, object, seal)
+	if err == nil {
+		m.Size, m.Digest = in.size, in.sum.Sum(nil)
+		err = in.check(u.Digest)
 	}
-	m.Size, m.Digest = in.size, in.sum.Sum(nil)
-	if err := in.check(u.Digest); err != nil {
-		return Info{}, false, errors.Join(err, s.failed(objects.Delete(ctx, p.name())))
+	if err == nil {
+		err = s.describe(ctx, object, p, seal, m)
 	}
-	if err := s.describe(ctx, objects, p, seal, m); err != nil {
-		return Info{}, false, err
+	if err != nil {
+		return Info{}, false, errors.Join(s.failed(err), s.discard(ctx, object))
 	}
 	return m.info(), true, nil
 }
 
 // describe puts the manifest beside the chunks, once these are on disk.
-func (s *Store) describe(ctx context.Context, objects jetstream.ObjectStore, p place, seal *sealer, m manifest) error {
+func (s *Store) describe(ctx context.Context, object *object, p place, seal *sealer, m manifest) error {
 	if err := s.sync(); err != nil {
 		return err
 	}
@@ -254,9 +252,9 @@ func (s *Store) describe(ctx context.Context, objects jetstream.ObjectStore, p p
 		return err
 	}
 	sealed := key.Seal(nil, manifestAAD(s.cfg.Journal.Region().ID, p), encoded)
-	meta := jetstream.ObjectMeta{Name: p.name(), Metadata: map[string]string{manifestKey: base64.StdEncoding.EncodeToString(sealed)}}
-	if err := objects.UpdateMeta(ctx, p.name(), meta); err != nil {
-		return s.failed(err)
+	object.info.Metadata = map[string]string{manifestKey: base64.StdEncoding.EncodeToString(sealed)}
+	if err := s.publishInfo(ctx, object); err != nil {
+		return err
 	}
 	return s.sync()
 }
@@ -327,7 +325,7 @@ func (s *Store) manifest(ctx context.Context, p place) (manifest, *jetstream.Obj
 	}
 	text, ok := object.Metadata[manifestKey]
 	if !ok {
-		return manifest{}, nil, ErrNotFound // an upload that was interrupted
+		return manifest{}, nil, ErrNotFound // no attachment
 	}
 	sealed, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {

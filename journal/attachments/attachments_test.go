@@ -208,6 +208,13 @@ func TestRefusedUploads(t *testing.T) {
 	if _, _, err := w.store.Put(ctx, w.app, attachments.Upload{ID: "a"}, bytes.NewReader(some(70_000))); err == nil {
 		t.Error("an upload whose caller is gone is stored")
 	}
+	stream, err := w.js.Stream(t.Context(), "OBJ_"+journal.AttachmentBucket("eu"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 0 {
+		t.Errorf("%d chunks of refused uploads are left", n)
+	}
 	w.put("a", "", some(70_000))
 }
 
