@@ -5,28 +5,18 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
-	"errors"
+	"encoding/hex"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
-	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 )
 
 const (
 	operatorPrefix    = "cop_"
 	minOperatorLength = 32
-	maxSecretFile     = 64 << 10
-)
-
-var (
-	// ErrSecretFile means that a file that should hold a secret is missing,
-	// not a regular file, empty or too large: name the right file.
-	ErrSecretFile = errors.New("unusable secret file")
-	// ErrSecretExposed means that others than the owner may read a secret
-	// file: run chmod 600 on it, and replace the secret if others had access.
-	ErrSecretExposed = errors.New("secret file is readable by others")
 )
 
 // Operator is an operator's bearer token. Only its hash is kept, so printing
@@ -73,53 +63,98 @@ func (o Operator) LogValue() slog.Value { return slog.StringValue("[redacted]") 
 // String keeps even the hash out of formatted text.
 func (o Operator) String() string { return "[redacted]" }
 
-// ReadSecret reads a secret of one line from a file and trims the line's end.
-// It returns ErrSecretExposed when the file's mode lets group or others read
-// it, and ErrSecretFile when it is not a small regular file with something in.
-func ReadSecret(path string) (string, error) {
-	f, err := os.Open(path) //nolint:gosec // the path is the operator's own setting
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrSecretFile, err)
-	}
-	defer func() { _ = f.Close() }()
-	// The open file is asked, not the path: the path could change in between.
-	info, err := f.Stat()
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", ErrSecretFile, err)
-	}
-	if err := checkSecretMode(path, info); err != nil {
-		return "", err
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	if err != nil {
-		return "", fmt.Errorf("%w: reading %s: %w", ErrSecretFile, path, err)
-	}
-	if len(b) > maxSecretFile {
-		return "", fmt.Errorf("%w: %s is larger than %d bytes", ErrSecretFile, path, maxSecretFile)
-	}
-	secret := strings.TrimRight(string(b), "\r\n")
-	if secret == "" || strings.ContainsAny(secret, "\r\n\x00") {
-		return "", fmt.Errorf("%w: %s must hold one line", ErrSecretFile, path)
-	}
-	return secret, nil
+// Operators are those who may administer, each by a name and a token of its own.
+// The zero value knows nobody.
+type Operators struct {
+	known []knownOperator
 }
 
-// CheckSecretFile reports whether a file is a regular file that only its owner
-// may read, without reading it.
-func CheckSecretFile(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrSecretFile, err)
-	}
-	return checkSecretMode(path, info)
+type knownOperator struct {
+	name string
+	Operator
 }
 
-func checkSecretMode(path string, info fs.FileInfo) error {
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%w: %s is not a regular file", ErrSecretFile, path)
+// maxOperators bounds the work of a comparison.
+const maxOperators = 1000
+
+var operatorName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
+
+// Add lets an operator in. A name that is no name, or taken, and a token that
+// another one has, are ErrSecretFile.
+func (o *Operators) Add(name string, operator Operator) error {
+	switch {
+	case !operatorName.MatchString(name):
+		return fmt.Errorf("%w: an operator's name is 1 to 32 of a-z, 0-9, \".\", \"_\" and \"-\", the first a letter or digit", ErrSecretFile)
+	case slices.ContainsFunc(o.known, func(k knownOperator) bool { return k.name == name }):
+		return fmt.Errorf("%w: operator %s is there twice", ErrSecretFile, name)
+	case slices.ContainsFunc(o.known, func(k knownOperator) bool { return k.sum == operator.sum }):
+		return fmt.Errorf("%w: operator %s has the token of another one", ErrSecretFile, name)
+	case len(o.known) == maxOperators:
+		return fmt.Errorf("%w: more than %d operators", ErrSecretFile, maxOperators)
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("%w: %s has mode %04o, want 0600", ErrSecretExposed, path, mode)
+	o.known = append(slices.Clip(o.known), knownOperator{name, operator})
+	return nil
+}
+
+// Identify returns the name of the operator whose token it is. It compares with
+// every one, in a time that does not depend on which it is or where they differ.
+func (o Operators) Identify(token string) (name string, ok bool) {
+	sum := sha256.Sum256([]byte(token))
+	found := -1
+	for i, k := range o.known {
+		same := subtle.ConstantTimeCompare(sum[:], k.sum[:])
+		found = subtle.ConstantTimeSelect(same, i, found)
+	}
+	if found < 0 || !o.known[found].set {
+		return "", false
+	}
+	return o.known[found].name, true
+}
+
+// Load adds the operators of a file, one a line: "NAME: sha256:HEX", the hash of
+// the token, or "NAME: file:PATH", a file that holds it and is looked for beside this
+// one. Empty lines, and those that begin with "#", count for nothing. Only the
+// owner may be able to read either file: see [ReadSecret].
+func (o *Operators) Load(path string) error {
+	text, err := readSecretFile(path)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if err := o.load(filepath.Dir(path), line); err != nil {
+			return fmt.Errorf("%s line %d: %w", path, n, err)
+		}
 	}
 	return nil
+}
+
+func (o *Operators) load(dir, line string) error {
+	name, value, _ := strings.Cut(line, ":")
+	kind, value, _ := strings.Cut(strings.TrimSpace(value), ":")
+	var operator Operator
+	switch kind {
+	case "sha256":
+		sum, err := hex.DecodeString(value)
+		if err != nil || len(sum) != sha256.Size {
+			return fmt.Errorf("%w: sha256: is followed by 64 hex digits", ErrSecretFile)
+		}
+		operator = Operator{sum: [sha256.Size]byte(sum), set: true}
+	case "file":
+		if !filepath.IsAbs(value) {
+			value = filepath.Join(dir, value)
+		}
+		var err error
+		if operator, err = LoadOperator(value); err != nil {
+			return err
+		}
+	default: // which may be a token: it is not repeated
+		return fmt.Errorf("%w: a line is NAME: sha256:HEX, or NAME: file:PATH", ErrSecretFile)
+	}
+	return o.Add(strings.TrimSpace(name), operator)
 }

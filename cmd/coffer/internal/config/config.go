@@ -33,8 +33,10 @@ const maxFile = 1 << 20
 type File struct {
 	// DataDir holds everything the process stores; made with mode 0700.
 	DataDir string `toml:"data_dir"`
-	// OperatorTokenFile holds the operators' bearer token, mode 0600.
+	// OperatorTokenFile holds the bearer token of the operator "token", and
+	// OperatorsFile names others; mode 0600. One of both is needed.
 	OperatorTokenFile string `toml:"operator_token_file"`
+	OperatorsFile     string `toml:"operators_file"`
 	// ShutdownTimeout is how long open requests may take to end; default 30s.
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
 
@@ -135,8 +137,8 @@ type Config struct {
 	File
 	// PlanTable is never empty.
 	PlanTable []journal.Plan
-	// Operator recognises the operators' token.
-	Operator auth.Operator
+	// Operators recognises the operators' tokens.
+	Operators auth.Operators
 }
 
 // Load reads the file at path, if one is given, then the settings of the
@@ -192,14 +194,10 @@ func (f File) check() (Config, error) {
 	if c.DataDir == "" {
 		return Config{}, fmt.Errorf("%w: data_dir is missing", ErrInvalid)
 	}
-	if c.OperatorTokenFile == "" {
-		return Config{}, fmt.Errorf("%w: operator_token_file is missing", ErrInvalid)
+	var err error
+	if c.Operators, err = f.operators(); err != nil {
+		return Config{}, err
 	}
-	operator, err := auth.LoadOperator(c.OperatorTokenFile)
-	if err != nil {
-		return Config{}, fmt.Errorf("%w: operator_token_file: %w", ErrInvalid, err)
-	}
-	c.Operator = operator
 	if c.ShutdownTimeout == 0 {
 		c.ShutdownTimeout = Duration(30 * time.Second)
 	}

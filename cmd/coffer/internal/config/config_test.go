@@ -20,6 +20,8 @@ type site struct {
 func newSite(t *testing.T) site {
 	s := site{t: t, dir: t.TempDir()}
 	s.write("operator.token", auth.NewOperatorToken(), 0o600)
+	s.write("ann.token", auth.NewOperatorToken()+"\n", 0o600)
+	s.write("operators", "# by name\n\nann: file:ann.token\n", 0o600)
 	s.write("tls.pem", "certificate", 0o644)
 	s.write("tls.key", "key", 0o600)
 	s.write("nats.creds", "creds", 0o600)
@@ -48,6 +50,7 @@ func (s site) load(text string, environ ...string) (Config, error) {
 const whole = `
 data_dir = "DIR/data"
 operator_token_file = "DIR/operator.token"
+operators_file = "DIR/operators"
 shutdown_timeout = "5s"
 
 [log]
@@ -100,8 +103,8 @@ func TestLoad(t *testing.T) {
 		t.Errorf("plans: %+v", c.PlanTable)
 	case c.Retention.Journal().Audit != 30*24*time.Hour || c.Retention.Journal().Profiles != 180*24*time.Hour:
 		t.Errorf("retention: %+v", c.Retention.Journal())
-	case c.Operator == (auth.Operator{}):
-		t.Error("no operator token")
+	case !operators(c, s.dir):
+		t.Error("an operator is not known")
 	case c.ShutdownTimeout != Duration(5*time.Second):
 		t.Errorf("shutdown_timeout %v", c.ShutdownTimeout)
 	}
@@ -142,7 +145,8 @@ func TestRefused(t *testing.T) {
 		{name: "unknown variable", text: whole, environ: []string{"COFFER_SERVER_REGION_EU_LISTENS=x"}, mentions: "COFFER_SERVER_REGION_EU_LISTENS"},
 		{name: "unknown variable 2", text: whole, environ: []string{"COFFER_SERVER_X=x"}, mentions: "COFFER_SERVER_X"},
 		{name: "no data_dir", text: replace(`data_dir = "DIR/data"`, ""), mentions: "data_dir"},
-		{name: "no operator token", text: replace(`operator_token_file = "DIR/operator.token"`, ""), mentions: "operator_token_file"},
+		{name: "no operator token", text: replace("operator_token_file = \"DIR/operator.token\"\noperators_file = \"DIR/operators\"", ""), mentions: "operator_token_file"},
+		{name: "operators exposed", text: replace("DIR/operators", "DIR/exposed"), mentions: "operators_file", class: auth.ErrSecretExposed},
 		{name: "operator token missing", text: replace("operator.token", "none"), mentions: "operator_token_file", class: auth.ErrSecretFile},
 		{name: "operator token exposed", text: replace("operator.token", "exposed"), mentions: "0644", class: auth.ErrSecretExposed},
 		{name: "TLS key exposed", text: replace("tls.key", "exposed"), mentions: "tls.key_file", class: auth.ErrSecretExposed},
@@ -191,4 +195,18 @@ func TestRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// operators reports whether both files' operators are known by their names.
+func operators(c Config, dir string) bool {
+	for name, file := range map[string]string{OperatorOfToken: "operator.token", "ann": "ann.token"} {
+		token, err := auth.ReadSecret(filepath.Join(dir, file))
+		if err != nil {
+			return false
+		}
+		if got, ok := c.Operators.Identify(token); !ok || got != name {
+			return false
+		}
+	}
+	return true
 }

@@ -34,6 +34,8 @@ func (f *File) setting(key string) *string {
 		return &f.DataDir
 	case "OPERATOR_TOKEN_FILE":
 		return &f.OperatorTokenFile
+	case "OPERATORS_FILE":
+		return &f.OperatorsFile
 	case "LOG_LEVEL":
 		return &f.Log.Level
 	case "LOG_FORMAT":

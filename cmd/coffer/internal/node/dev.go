@@ -123,7 +123,11 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 			return cfg, nil, err
 		}
 	}
-	if cfg.Operator, err = auth.LoadOperator(tokenFile); err != nil {
+	operator, err := auth.LoadOperator(tokenFile)
+	if err != nil {
+		return cfg, nil, err
+	}
+	if err := cfg.Operators.Add(config.OperatorOfToken, operator); err != nil {
 		return cfg, nil, err
 	}
 	cfg.DataDir, cfg.OperatorTokenFile = dir, tokenFile

@@ -205,8 +205,8 @@ func (r *region) run(ctx context.Context) error {
 	r.server = server.New(server.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
-		Attached: r.attached,
-		Operator: r.options.config.Operator, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
+		Attached:  r.attached,
+		Operators: r.options.config.Operators, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
 			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),

@@ -117,7 +117,7 @@ func (s *Server) createApp(c *call) error {
 func (s *Server) audit(c *call, action, target string, detail map[string]string) {
 	maps.DeleteFunc(detail, func(_, v string) bool { return v == "" })
 	err := s.journal.Audit(c.r.Context(), journal.AuditEntry{
-		Actor: operatorActor, Action: action, Target: target, Outcome: "ok", Detail: detail,
+		Actor: c.caller.actor(), Action: action, Target: target, Outcome: "ok", Detail: detail,
 	})
 	if err != nil {
 		s.log.Error("audit record failed", "request_id", c.id, "action", action, "target", target, "err", err)

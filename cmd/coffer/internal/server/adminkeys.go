@@ -8,9 +8,6 @@ import (
 	"github.com/cofferdb/coffer/kms"
 )
 
-// operatorActor names the operator in the audit log. Operators share one token.
-const operatorActor = "operator:token"
-
 func (s *Server) keysStatus(c *call) error {
 	status, err := s.keys.Status(c.r.Context(), s.region.ID)
 	if err != nil {
@@ -47,7 +44,7 @@ func (s *Server) keysInventory(c *call) error {
 }
 
 func (s *Server) keysRotate(c *call) error {
-	version, err := s.keys.Rotate(c.r.Context(), operatorActor)
+	version, err := s.keys.Rotate(c.r.Context(), c.caller.actor())
 	if err != nil {
 		return err
 	}
@@ -74,7 +71,7 @@ func (s *Server) keysStart(c *call) error {
 			return err
 		}
 	}
-	job, err := s.keys.Start(c.r.Context(), keys.Spec{Kind: in.Kind, App: in.App, To: in.To, DryRun: in.DryRun, Actor: operatorActor})
+	job, err := s.keys.Start(c.r.Context(), keys.Spec{Kind: in.Kind, App: in.App, To: in.To, DryRun: in.DryRun, Actor: c.caller.actor()})
 	if err != nil {
 		return err
 	}
@@ -115,7 +112,7 @@ func (s *Server) keysRetire(c *call) error {
 	if err := s.decode(c, &in); err != nil {
 		return err
 	}
-	found, err := s.keys.Retire(c.r.Context(), operatorActor, kms.Identity{Provider: in.Provider, Key: in.Key}, in.Before, in.DryRun)
+	found, err := s.keys.Retire(c.r.Context(), c.caller.actor(), kms.Identity{Provider: in.Provider, Key: in.Key}, in.Before, in.DryRun)
 	if err != nil {
 		p := s.problemOf(err)
 		p.Needed, p.Uses = found.Needed, found.Uses
@@ -139,11 +136,11 @@ func (s *Server) keysShred(c *call) error {
 	}
 	ctx := c.r.Context()
 	if in.User == "" {
-		err = s.keys.Shred(ctx, operatorActor, app.String())
+		err = s.keys.Shred(ctx, c.caller.actor(), app.String())
 	} else {
 		var tag kms.Tag
 		if tag, err = s.journal.Tag(ctx, app, kms.KindSubject, in.User); err == nil {
-			err = s.keys.ShredSubject(ctx, operatorActor, app.String(), tag)
+			err = s.keys.ShredSubject(ctx, c.caller.actor(), app.String(), tag)
 		}
 	}
 	if err != nil {
@@ -176,12 +173,12 @@ func (s *Server) keysBackup(c *call) error {
 	}
 	ctx := c.r.Context()
 	if in.Destroyed {
-		if err := s.keys.EndBackup(ctx, operatorActor, in.ID); err != nil {
+		if err := s.keys.EndBackup(ctx, c.caller.actor(), in.ID); err != nil {
 			return err
 		}
 		return s.writeJSON(c, http.StatusOK, keys.Backup{ID: in.ID})
 	}
-	backup, err := s.keys.AddBackup(ctx, operatorActor, in.ID, in.Until)
+	backup, err := s.keys.AddBackup(ctx, c.caller.actor(), in.ID, in.Until)
 	if err != nil {
 		return err
 	}

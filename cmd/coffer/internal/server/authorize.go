@@ -17,8 +17,13 @@ type caller struct {
 	app  journal.AppID // of appBackend and endUser
 	user string        // of endUser
 
+	operator string // the name of one
+
 	expires time.Time // of the token; zero for an operator's
 }
+
+// actor names an operator in the audit log.
+func (c caller) actor() string { return "operator:" + c.operator }
 
 func (c callers) String() string {
 	switch c {
@@ -113,8 +118,8 @@ func (s *Server) identify(r *http.Request, want journal.AppID) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	if s.operator.Matches(token) {
-		return caller{kind: operator}, nil
+	if name, ok := s.operators.Identify(token); ok {
+		return caller{kind: operator, operator: name}, nil
 	}
 	parsed, err := auth.Parse(token)
 	if err != nil {

@@ -93,7 +93,7 @@ type Options struct {
 	// Callbacks deliver to webhook endpoints.
 	Callbacks *deliver.Engine
 	Exports   *exports.Exports
-	Operator  auth.Operator
+	Operators auth.Operators
 	Attached  *attachments.Store
 
 	// Elsewhere names the other regions, by their number.
@@ -117,7 +117,7 @@ type Server struct {
 	callbacks *deliver.Engine
 	exports   *exports.Exports
 	attached  *attachments.Store
-	operator  auth.Operator
+	operators auth.Operators
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
 	limits    Limits
@@ -146,9 +146,9 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{
 		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks,
-		exports:  o.Exports,
-		attached: o.Attached,
-		operator: o.Operator, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
+		exports:   o.Exports,
+		attached:  o.Attached,
+		operators: o.Operators, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
 	}
