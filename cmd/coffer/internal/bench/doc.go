@@ -6,9 +6,11 @@
 //     way, and beside Postgres.
 //   - [Replay]: an app's past read from the history view and opened, beside a
 //     bare ordered consumer on the same stream that opens nothing, and beside
-//     Postgres.
+//     Postgres; over HTTP beside that; and a hundredth of it beside all.
 //   - [History]: a page of a long conversation beside one of a short one, and
 //     beside Postgres.
+//   - [Tail]: live tails with a connection each: how long an event takes to them,
+//     beside how long its append takes, and what a tail that waits costs.
 //   - [Keys]: app keys rewrapped beside the bare calls of the same key provider,
 //     and what the keyring asks of a provider beside the most it may.
 //

@@ -105,13 +105,16 @@ func watchHeap() func() uint64 {
 // resetPeak makes Linux forget the peak of the resident set, see proc(5).
 func resetPeak() { _ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) } // where it cannot, the peak is of the whole run
 
-func peakResident() uint64 {
+func peakResident() uint64 { return resident("VmHWM:") }
+
+// resident returns a line of proc(5)'s status, in bytes.
+func resident(name string) uint64 {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, name); ok {
 			kb, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
 			if err != nil {
 				return 0

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"math"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,9 +15,11 @@ import (
 	"github.com/cofferdb/coffer/projections/history"
 )
 
-const replayCompared = "ours: %d events of one app (records of %d bytes, %d senders) read from the history view in the app's order, each opened to its plaintext. " +
-	"raw: the same messages read from the same stream by an ordered consumer with pulls of %d, in the process, opened by nobody. " +
-	"Postgres: the same records in the order of their primary key, each opened, the server being a process of its own."
+const replayCompared = "opened: %d events of one app (records of %d bytes, %d senders) read from the history view in the app's order, each opened to its plaintext, on all cores; " +
+	"raw: the same messages read from the same stream by an ordered consumer with pulls of %d, in the process, opened by nobody; " +
+	"Postgres: the same records in the order of their primary key, each opened, the server being a process of its own. " +
+	"over HTTP: the same events as lines of JSON from the TLS listener, the reader being in the same process; raw: the replay opened in the process. " +
+	"1 %%: replays of the events of one conversation, and of one user, which are a hundredth of all; raw: replays of all of them, of which the reader would drop the rest."
 
 // pull is how many messages the ordered consumer asks for at once. More was not
 // faster.
@@ -35,16 +37,16 @@ func Replay(ctx context.Context, o Options) (rep Report, err error) {
 	if err != nil {
 		return rep, err
 	}
-	r, err := filledRig(ctx, o, filepath.Join(dir, "ours"), base, o.Events)
+	r, err := filledServed(ctx, o, dir, base)
 	if err != nil {
 		return rep, err
 	}
-	c, err := replayCase(ctx, o, r)
+	cases, err := replayCases(ctx, o, r)
 	if err = joinClose(err, r.close); err != nil {
 		return rep, fmt.Errorf("measure replaying: %w", err)
 	}
 	compared := fmt.Sprintf(replayCompared, o.Events, o.Size, senders, pull)
-	rep = report("replay", "events/s", compared, o.Rounds, []Case{c})
+	rep = report("replay", "events/s", compared, o.Rounds, cases)
 	if len(o.Memory) > 0 {
 		if rep.Memory, err = replayMemory(ctx, o, base); err != nil {
 			return rep, fmt.Errorf("measure the memory of replaying: %w", err)
@@ -73,19 +75,64 @@ func filledRig(ctx context.Context, o Options, dir string, base journal.Event, n
 	return r, nil
 }
 
-func replayCase(ctx context.Context, o Options, r *rig) (c Case, err error) {
+// rare is every which event belongs to the conversation, and to the user, whose
+// events are replayed alone.
+const (
+	rare             = 100
+	rareConversation = "group-rare"
+	rareUser         = "user-rare"
+)
+
+// filledServed is filledRig with a listener. One event in a hundred is of a
+// conversation of its own, and one of a user of its own.
+func filledServed(ctx context.Context, o Options, dir string, base journal.Event) (*served, error) {
+	s, err := serve(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	o.Log.InfoContext(ctx, "appending what is read afterwards", "events", o.Events)
+	place := func(i int) (user, conversation string) {
+		user, conversation = s.users.at(i), s.groups.at(i)
+		switch i % rare {
+		case 0:
+			conversation = rareConversation
+		case rare / 2:
+			user = rareUser
+		}
+		return user, conversation
+	}
+	if err := joinClose(s.fillPlaces(ctx, base, o.Events, place), s.close); err != nil {
+		return nil, err
+	}
+	if s, err = serve(ctx, dir); err != nil {
+		return nil, err
+	}
+	if err := s.caughtUp(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func replayCases(ctx context.Context, o Options, r *served) (cases []Case, err error) {
 	ours := &side{name: "ours", round: func(ctx context.Context) (sample, error) { return r.replay(ctx, o.Events) }}
 	raw := &side{name: "raw", round: func(ctx context.Context) (sample, error) { return r.consume(ctx, o.Events) }}
-	sides := []*side{ours, raw}
+	allocations := math.Inf(1) // the fewest: the process does other things too
+	lines := &side{name: "ours, over HTTP", round: func(ctx context.Context) (sample, error) {
+		before := mallocs()
+		one, err := r.replayLines(ctx, o.Events)
+		allocations = min(allocations, float64(mallocs()-before)/float64(o.Events))
+		return one, err
+	}}
+	sides := []*side{ours, raw, lines}
 	var selected *side
 	pg, skipped, err := startPostgres(ctx, o)
 	if err != nil {
-		return c, err
+		return nil, err
 	}
 	if pg != nil {
 		defer func() { err = joinClose(err, pg.close) }()
 		if err := r.copyTo(ctx, pg, "events", "app bytea, position bigint", history.Query{}); err != nil {
-			return c, err
+			return nil, err
 		}
 		selected = &side{name: pg.version + ", SELECT in index order, opened", round: func(ctx context.Context) (sample, error) {
 			return r.selectAll(ctx, pg, o.Events)
@@ -93,38 +140,100 @@ func replayCase(ctx context.Context, o Options, r *rig) (c Case, err error) {
 		sides = append(sides, selected)
 	}
 	if err := warmUp(ctx, o, sides...); err != nil {
-		return c, err
+		return nil, err
 	}
 	if err := alternate(ctx, o, 1, sides...); err != nil {
-		return c, err
+		return nil, err
 	}
-	c = compare(fmt.Sprintf("%d events", o.Events), "events/s", ours, raw, selected)
+	c := compare(fmt.Sprintf("%d events, opened", o.Events), "events/s", ours, raw, selected)
 	if skipped != "" {
 		c.Beside = append(c.Beside, Beside{Name: "Postgres", Skipped: skipped})
 	}
-	return c, nil
+	overHTTP := compare(fmt.Sprintf("%d events over HTTP, beside the library", o.Events), "events/s", lines, ours)
+	overHTTP.Allocations = rounded(allocations)
+	cases = append(cases, c, overHTTP)
+	some, err := r.filtered(ctx, o)
+	return append(cases, some...), err
+}
+
+// filtered measures replays of one event in a hundred.
+func (r *served) filtered(ctx context.Context, o Options) ([]Case, error) {
+	group, err := r.conversationTag(ctx, rareConversation)
+	if err != nil {
+		return nil, err
+	}
+	user, err := r.journal.Tag(ctx, r.app.ID, kms.KindSubject, rareUser)
+	if err != nil {
+		return nil, err
+	}
+	few := (o.Events + rare - 1) / rare
+	const repeats = 20
+	some := func(q history.Query, want int) func(context.Context) (sample, error) {
+		return func(ctx context.Context) (sample, error) {
+			sum := sample{count: repeats}
+			for range repeats {
+				one, err := r.replayOpened(ctx, q, want)
+				if err != nil {
+					return sum, err
+				}
+				sum.elapsed += one.elapsed
+			}
+			return sum, nil
+		}
+	}
+	all := &side{name: "raw", round: func(ctx context.Context) (sample, error) {
+		one, err := r.replay(ctx, o.Events)
+		one.count = 1
+		return one, err
+	}}
+	byGroup := &side{name: "by conversation", round: some(history.Query{Conversation: &group}, few)}
+	byUser := &side{name: "by user", round: some(history.Query{User: &user}, (o.Events+rare/2-1)/rare)}
+	sides := []*side{all, byGroup, byUser}
+	if err := warmUp(ctx, o, sides...); err != nil {
+		return nil, err
+	}
+	if err := alternate(ctx, o, 1, sides...); err != nil {
+		return nil, err
+	}
+	return []Case{
+		compare("1 % by conversation, beside all", "replays/s", byGroup, all),
+		compare("1 % by user, beside all", "replays/s", byUser, all),
+	}, nil
 }
 
 var errShort = errors.New("fewer events than were appended")
 
 // replay reads events from the view and opens them.
 func (r *rig) replay(ctx context.Context, events int) (sample, error) {
+	return r.replayOpened(ctx, history.Query{Limit: events}, events)
+}
+
+func (r *rig) replayOpened(ctx context.Context, q history.Query, want int) (sample, error) {
 	begin := time.Now()
 	count := 0
-	plain := make([]byte, 0, 8<<10)
-	_, err := r.view.Replay(ctx, r.app.ID, history.Query{Limit: events}, func(item history.Item) error {
-		var err error
-		plain, err = r.journal.OpenRecord(ctx, plain[:0], r.app.ID, item.Record)
+	_, err := r.view.ReplayOpened(ctx, r.app.ID, q, func(dst []byte, item history.Item) ([]byte, error) {
+		return r.journal.OpenRecord(ctx, dst, r.app.ID, item.Record)
+	}, func(history.Item, []byte) error {
 		count++
-		return err
+		return nil
 	})
 	if err != nil {
 		return sample{}, err
 	}
-	if count != events {
-		return sample{}, fmt.Errorf("%w: %d", errShort, count)
+	if count != want {
+		return sample{}, fmt.Errorf("%w: %d, not %d", errShort, count, want)
 	}
 	return sample{count: count, elapsed: time.Since(begin)}, nil
+}
+
+// replayLines reads them over HTTP.
+func (s *served) replayLines(ctx context.Context, events int) (sample, error) {
+	begin := time.Now()
+	count, err := s.lines(ctx, "")
+	if err == nil && count != events {
+		err = fmt.Errorf("%w: %d, not %d", errShort, count, events)
+	}
+	return sample{count: count, elapsed: time.Since(begin)}, err
 }
 
 // consume reads the stream as a client of NATS would.

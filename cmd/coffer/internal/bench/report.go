@@ -13,7 +13,7 @@ import (
 
 // Options of a benchmark. The zero value of each field is its default.
 type Options struct {
-	// Name chooses the benchmark for [Run]: append, replay, history or keys.
+	// Name chooses the benchmark for [Run]: append, replay, history, tail or keys.
 	Name string
 	// Dir is where folders for the data are made, and removed at the end; the
 	// system's folder for temporary files. The result depends on its disk. The
@@ -24,7 +24,7 @@ type Options struct {
 	Rounds int
 	// Size is the size of a stored record in bytes; 1024.
 	Size int
-	// Duration is the length of a round of one side, for append; 2 s.
+	// Duration is the length of a round of one side, for append and tail; 2 s.
 	Duration time.Duration
 	// Writers are the numbers of concurrent writers, for append; 1, 64, 1024.
 	Writers []int
@@ -38,6 +38,11 @@ type Options struct {
 	Short, Long int
 	// Pages is how many pages are read in a round, for history; 2,000.
 	Pages int
+	// Tails is how many tails there are, for tail, and Rate how many events the
+	// writer appends a second; 1,000 and 20.
+	Tails, Rate int
+	// Reader is the command that calls [ReadTails], for tail; this program.
+	Reader []string
 	// KMS is the setting of the key provider, for keys, as a region's
 	// configuration has it: vault+https://… or awskms:///…; a local file.
 	KMS string
@@ -65,6 +70,8 @@ func (o Options) withDefaults() Options {
 	def(&o.Short, 1000)
 	def(&o.Long, 100_000)
 	def(&o.Pages, 2000)
+	def(&o.Tails, 1000)
+	def(&o.Rate, 20)
 	def(&o.Rows, 100_000)
 	def(&o.Messages, 1_000_000)
 	if o.Day <= 0 {
@@ -83,7 +90,7 @@ func (o Options) withDefaults() Options {
 }
 
 // ErrUnknown means that there is no benchmark of this name: use append, replay,
-// history or keys.
+// history, tail or keys.
 var ErrUnknown = errors.New("no such benchmark")
 
 // Run runs the benchmark that the options name.
@@ -95,6 +102,8 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		return Replay(ctx, o)
 	case "history":
 		return History(ctx, o)
+	case "tail":
+		return Tail(ctx, o)
 	case "keys":
 		return Keys(ctx, o)
 	}
@@ -115,6 +124,8 @@ type Report struct {
 	Cases    []Case  `json:"cases"`
 	// Memory is there when it was asked for.
 	Memory *Memory `json:"memory,omitzero"`
+	// Idle is what tails that wait take of the server, for tail.
+	Idle []IdleTail `json:"idle,omitzero"`
 }
 
 // Machine says where the figures come from.
@@ -138,6 +149,8 @@ type Case struct {
 	P99        float64   `json:"p99_ms,omitzero"`
 	RawP50     float64   `json:"raw_p50_ms,omitzero"`
 	RawP99     float64   `json:"raw_p99_ms,omitzero"`
+	// Allocations are heap objects for each event of ours, where they are counted.
+	Allocations float64 `json:"allocations_per_event,omitzero"`
 	// Beside are figures of other things in the same rounds, which do not count
 	// for the ratio.
 	Beside []Beside `json:"beside,omitzero"`

@@ -241,6 +241,11 @@ func (r *rig) append(ctx context.Context, events []journal.Event) error {
 // fill appends n events in batches, from a few writers, and waits until the view
 // has them. conversation says where the i-th event belongs.
 func (r *rig) fill(ctx context.Context, base journal.Event, n int, conversation func(i int) string) error {
+	return r.fillPlaces(ctx, base, n, func(i int) (string, string) { return r.users.at(i), conversation(i) })
+}
+
+// fillPlaces is fill; place says who sends the i-th event, too.
+func (r *rig) fillPlaces(ctx context.Context, base journal.Event, n int, place func(i int) (user, conversation string)) error {
 	const batch = 500
 	jobs := make(chan int)
 	failed := make(chan error, 4)
@@ -253,7 +258,8 @@ func (r *rig) fill(ctx context.Context, base journal.Event, n int, conversation 
 				events := make([]journal.Event, 0, batch)
 				for i := from; i < min(from+batch, n); i++ {
 					e := base
-					e.ID, e.Sender, e.Conversation = eventID(0, i), r.users.at(i), conversation(i)
+					e.ID = eventID(0, i)
+					e.Sender, e.Conversation = place(i)
 					events = append(events, e)
 				}
 				if err = r.append(ctx, events); err != nil {

@@ -9,18 +9,21 @@ import (
 )
 
 type benchCmd struct {
-	Name       string        `arg:"" enum:"append,replay,history,keys" help:"append, replay, history or keys."`
+	Name       string        `arg:"" enum:"append,replay,history,tail,keys" help:"append, replay, history, tail or keys."`
 	JSON       bool          `name:"json" help:"Print the report as one JSON object."`
 	Dir        string        `placeholder:"DIR" help:"Where the data is put for the time being; the result depends on its disk."`
 	Rounds     int           `placeholder:"N" help:"How often each side is measured (5)."`
 	Size       int           `placeholder:"BYTES" help:"Size of a record (1024)."`
-	Duration   time.Duration `placeholder:"TIME" help:"append: length of a round (2s)."`
+	Duration   time.Duration `placeholder:"TIME" help:"append, tail: length of a round (2s)."`
 	Writers    []int         `placeholder:"N" help:"append: numbers of concurrent writers (1,64,1024)."`
 	Events     int           `placeholder:"N" help:"replay: events (300000)."`
 	Memory     []int         `placeholder:"N" help:"replay: also measure the memory of replays of so many events."`
 	Short      int           `placeholder:"N" help:"history: messages of the short conversation (1000)."`
 	Long       int           `placeholder:"N" help:"history: messages of the long conversation (100000)."`
 	Pages      int           `placeholder:"N" help:"history: pages of a round (2000)."`
+	Tails      int           `placeholder:"N" help:"tail: live tails (1000)."`
+	Reader     bool          `hidden:"" help:"tail: be the process that has the tails."`
+	Rate       int           `placeholder:"N" help:"tail: events that are appended a second (20)."`
 	KMS        string        `name:"kms" env:"COFFER_BENCH_KMS" placeholder:"SETTING" help:"keys: the key provider, vault+https://… or awskms:///… (a local file)."`
 	Rows       int           `placeholder:"N" help:"keys: app keys to rewrap (100000)."`
 	Messages   int           `placeholder:"N" help:"keys: messages of the simulated day (1000000)."`
@@ -37,9 +40,12 @@ Postgres where it is installed. ratio is ours over bare, the lowest of the cases
 }
 
 func (c *benchCmd) Run(r *runner) error {
+	if c.Reader {
+		return bench.ReadTails(r.interrupt, r.Stdin, r.Stdout)
+	}
 	rep, err := bench.Run(r.interrupt, bench.Options{
 		Name: c.Name, Dir: c.Dir, Rounds: c.Rounds, Size: c.Size, Duration: c.Duration, Writers: c.Writers, Events: c.Events,
-		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, NoPostgres: c.NoPostgres,
+		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, Tails: c.Tails, Rate: c.Rate, NoPostgres: c.NoPostgres,
 		KMS: c.KMS, Rows: c.Rows, Messages: c.Messages, Day: c.Day, Log: r.log,
 	})
 	if err != nil {
@@ -52,7 +58,21 @@ func (c *benchCmd) Run(r *runner) error {
 	w := tabwriter.NewWriter(r.Stdout, 0, 8, 2, ' ', 0)
 	_, _ = fmt.Fprintf(w, "CASE\tOURS\tBARE\tRATIO\t(%s)\n", rep.Unit)
 	for _, k := range rep.Cases {
-		_, _ = fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.2f\n", k.Name, k.Ours, k.Raw, k.Ratio)
+		_, _ = fmt.Fprintf(w, "%s\t%.*f\t%.*f\t%.2f\n", k.Name, digits(k.Ours), k.Ours, digits(k.Raw), k.Raw, k.Ratio)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, i := range rep.Idle {
+		r.say("an idle tail, %s: %.1f KiB, %.1f goroutines", i.Form, i.Bytes/1024, i.Goroutines)
+	}
+	return nil
+}
+
+// digits keeps what is below a thousand readable.
+func digits(v float64) int {
+	if v < 1000 {
+		return 2
+	}
+	return 0
 }

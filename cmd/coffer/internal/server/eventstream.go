@@ -27,18 +27,35 @@ type eventStream struct {
 }
 
 func (e *eventStream) batch(b *sealedBatch) error {
-	out := b.wire[:0]
-	if !e.begun {
-		e.begun = true
-		// Proxies that buffer would hold back the first event.
-		e.c.w.Header().Set("X-Accel-Buffering", "no")
-		out = append(out, "retry: "+strconv.Itoa(retryMillis)+"\n\n"...)
+	var err error
+	if b.shared {
+		b.wired.Do(func() { b.wire, err = e.messages(nil, b) })
+		if err == nil && b.wire == nil && len(b.ends) > 0 {
+			err = errCallerGone // who made it could not; come back
+		}
+	} else {
+		out := b.wire[:0]
+		if !e.begun {
+			e.begun = true
+			// Proxies that buffer would hold back the first event.
+			e.c.w.Header().Set("X-Accel-Buffering", "no")
+			out = append(out, "retry: "+strconv.Itoa(retryMillis)+"\n\n"...)
+		}
+		b.wire, err = e.messages(out, b)
 	}
+	if err != nil || len(b.wire) == 0 {
+		return err
+	}
+	return e.write(typeEventStream, b.wire)
+}
+
+// messages appends a message for each of the lines.
+func (e *eventStream) messages(out []byte, b *sealedBatch) ([]byte, error) {
 	start := 0
 	for i, end := range b.ends {
 		cursor, err := e.s.cursor(e.c, e.b, b.positions[i])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		out = append(out, "id: "...)
 		out = append(out, cursor...)
@@ -47,11 +64,7 @@ func (e *eventStream) batch(b *sealedBatch) error {
 		out = append(out, '\n')
 		start = end
 	}
-	if len(out) == 0 {
-		return nil
-	}
-	b.wire = out
-	return e.write(typeEventStream, out)
+	return out, nil
 }
 
 func (e *eventStream) alive(next func() (string, error), progress bool) error {

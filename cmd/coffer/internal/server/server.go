@@ -132,7 +132,7 @@ type Server struct {
 	bodies  *semaphore.Weighted // bytes of request bodies in memory
 	streams *semaphore.Weighted // replays under way
 	quotas  *quotas
-	spare   sync.Pool // of *sealedBatch, for the news of tails
+	news    news
 
 	// changed is the runner's; a test puts itself in between.
 	changed func(journal.AppID) <-chan struct{}

@@ -22,7 +22,7 @@ import (
 const (
 	batchBytes  = 64 << 10
 	batchEvents = 512
-	batches     = 4 // three being worked on, one waiting
+	batches     = 6 // three being worked on, three waiting
 )
 
 // A stream gives the events of one request: the past by a lineSource and then,
@@ -37,6 +37,7 @@ type stream struct {
 	left    int // of the limit, 0: none
 	tick    <-chan time.Time
 	expired <-chan time.Time
+	changed <-chan struct{} // taken before the last reading
 }
 
 // run returns when everything has been given or, when the stream follows, when
@@ -45,7 +46,7 @@ func (t *stream) run(ctx context.Context) error {
 	limited := t.q.Limit > 0
 	t.left = t.q.Limit
 	for step := t.past; ; step = t.news {
-		changed := t.s.changed(t.c.app.ID) // before reading: nothing falls in between
+		t.changed = t.s.changed(t.c.app.ID) // before reading: nothing falls in between
 		more, err := step(ctx)
 		for more && err == nil {
 			more, err = t.past(ctx) // it has fallen behind
@@ -58,7 +59,7 @@ func (t *stream) run(ctx context.Context) error {
 		case !t.follow || (limited && t.left == 0):
 			return t.out.end(nil)
 		}
-		if err := t.wait(changed); err != nil {
+		if err := t.wait(); err != nil {
 			return err
 		}
 	}
@@ -76,10 +77,10 @@ func ended(err error) error {
 }
 
 // wait returns nil when there is something new.
-func (t *stream) wait(changed <-chan struct{}) error {
+func (t *stream) wait() error {
 	for {
 		select {
-		case <-changed:
+		case <-t.changed:
 			return nil
 		case <-t.tick:
 			if err := t.out.alive(); err != nil {
@@ -140,35 +141,9 @@ func (t *stream) past(ctx context.Context) (more bool, err error) {
 }
 
 // news sends what has come since the view was last read. It is seldom much, so
-// the request's goroutine does it alone; more says that it was.
-func (t *stream) news(ctx context.Context) (more bool, err error) {
-	b, _ := t.s.spare.Get().(*sealedBatch)
-	if b == nil {
-		b = &sealedBatch{}
-	}
-	defer func() {
-		b.reset()
-		t.s.spare.Put(b)
-	}()
-	q := t.q
-	if q.Limit == 0 || q.Limit > batchEvents {
-		q.Limit = batchEvents
-	}
-	next, err := t.s.history.Replay(ctx, t.c.app.ID, q, func(item history.Item) error {
-		if b.full(item) {
-			return errFull
-		}
-		b.add(item)
-		return nil
-	})
-	more = errors.Is(err, errFull) || err == nil && len(b.items) == batchEvents
-	if err != nil && !more {
-		b.err = err
-	} else {
-		b.scanned = next
-	}
-	n := len(b.items)
-	t.s.openBatch(ctx, t.c.app.ID, b)
+// it is opened by one request's goroutine, for all tails that have come as far.
+func (t *stream) news(context.Context) (more bool, err error) {
+	b := t.s.news.of(t)
 	err = b.err
 	if writeErr := t.out.batch(b); writeErr != nil {
 		return false, writeErr
@@ -176,8 +151,8 @@ func (t *stream) news(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, ended(t.out.end(err))
 	}
-	t.came(n, next)
-	return more && (t.q.Limit == 0 || t.left > 0), nil
+	t.came(len(b.items), b.scanned)
+	return b.more && (t.q.Limit == 0 || t.left > 0), nil
 }
 
 // errFull ends a read whose batch has no room for the next event.
@@ -203,10 +178,17 @@ type sealedBatch struct {
 	lines     []byte
 	ends      []int // of each line in lines, with its newline
 	positions []journal.Position
-	wire      []byte // the form's scratch
+	wire      []byte // what a form makes of the lines
 	count     int    // lines
 	omitted   int    // recalled, or destroyed with their keys
 	err       error
+
+	// What follows is for a batch that several tails send. Nobody changes it but
+	// for wire, which is made once.
+
+	shared bool
+	more   bool // there was more than fits
+	wired  sync.Once
 }
 
 type batchItem struct {
@@ -216,9 +198,9 @@ type batchItem struct {
 }
 
 func (b *sealedBatch) reset() {
-	*b = sealedBatch{
-		records: b.records[:0], items: b.items[:0], lines: b.lines[:0], ends: b.ends[:0], positions: b.positions[:0], wire: b.wire[:0],
-	}
+	b.records, b.items, b.lines, b.ends = b.records[:0], b.items[:0], b.lines[:0], b.ends[:0]
+	b.positions, b.wire = b.positions[:0], b.wire[:0]
+	b.scanned, b.count, b.omitted, b.err = 0, 0, 0, nil
 }
 
 func (b *sealedBatch) full(item history.Item) bool {
