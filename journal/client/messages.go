@@ -49,6 +49,8 @@ type Message struct {
 	// Edit and Recall say who did it and when, where it was done.
 	Edit   *Change `json:"edit"`
 	Recall *Change `json:"recall"`
+	// Receipts counts who has it and who has read it.
+	Receipts *Receipts `json:"receipts,omitempty"`
 }
 
 // Event parses the message's CloudEvent. A recalled message has none.

@@ -22,7 +22,7 @@ func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batc
 			err = fmt.Errorf("the plan %q is not in the table", s.Plan)
 		} else {
 			w.stored = s.Stored.UnixMilli()
-			w.until = untilOf(w.stored, retention, v.bucket)
+			w.until = untilOf(w.stored, retention)
 			err = w.apply(s)
 		}
 		if err != nil {
@@ -33,9 +33,10 @@ func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batc
 }
 
 // untilOf is when something that arrived at a time has left the retention,
-// rounded up so that what goes together lies together.
-func untilOf(stored int64, retention, bucket time.Duration) int64 {
-	b := max(bucket.Milliseconds(), 1)
+// rounded up so that what goes together lies together: to an hour, or less when
+// the retention is short.
+func untilOf(stored int64, retention time.Duration) int64 {
+	b := max(min(time.Hour, retention/72).Milliseconds(), 1)
 	end := stored + retention.Milliseconds()
 	return (end+b-1)/b*b + b
 }

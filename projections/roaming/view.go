@@ -20,10 +20,6 @@ type Config struct {
 	// [journal.DefaultPlans]. Events of a plan that is not in the table stop the
 	// projection.
 	Plans []journal.Plan
-	// Bucket is how finely expiry is cut: what leaves the retention within the
-	// same bucket goes together. An hour when zero. It can be changed at any
-	// time.
-	Bucket time.Duration
 }
 
 // A View reads the roaming view, and is the projection that writes it. Its
@@ -31,7 +27,6 @@ type Config struct {
 type View struct {
 	store     projections.Store
 	retention map[string]time.Duration
-	bucket    time.Duration
 	gate      atomic.Pointer[gateError]
 }
 
@@ -46,10 +41,7 @@ func New(cfg Config) (*View, error) {
 	if plans == nil {
 		plans = journal.DefaultPlans()
 	}
-	v := &View{store: cfg.Store, retention: make(map[string]time.Duration), bucket: cfg.Bucket}
-	if v.bucket <= 0 {
-		v.bucket = time.Hour
-	}
+	v := &View{store: cfg.Store, retention: make(map[string]time.Duration)}
 	for _, p := range plans {
 		if err := p.Validate(); err != nil {
 			return nil, fmt.Errorf("roaming: %w", err)

@@ -140,6 +140,75 @@ func TestExpiryLeavesNothing(t *testing.T) {
 	}
 }
 
+// tallied counts what a transaction reads and writes.
+type tallied struct {
+	projections.Txn
+
+	steps *int
+}
+
+type talliedCursor struct {
+	projections.Cursor
+
+	steps *int
+}
+
+func (c talliedCursor) Next() bool { *c.steps++; return c.Cursor.Next() }
+
+func (t tallied) Get(dst, key []byte) ([]byte, bool, error) {
+	*t.steps++
+	return t.Txn.Get(dst, key)
+}
+
+func (t tallied) Iterate(from, to []byte, reverse bool) projections.Cursor {
+	return talliedCursor{t.Txn.Iterate(from, to, reverse), t.steps}
+}
+
+func (t tallied) Set(key, value []byte) { *t.steps++; t.Txn.Set(key, value) }
+
+func (t tallied) Delete(key []byte) { *t.steps++; t.Txn.Delete(key) }
+
+func (t tallied) DeleteRange(from, to []byte) { *t.steps++; t.Txn.DeleteRange(from, to) }
+
+// TestExpiryCostsWhatItRemoves takes the same out of an empty view and out of one
+// with 20,000 messages and their receipts that stay.
+func TestExpiryCostsWhatItRemoves(t *testing.T) {
+	var cost [2]int
+	for i, live := range []int{0, 20_000} {
+		store := openAndClose(t)
+		v := newView(t, store)
+		position := uint64(0)
+		fill := func(n int, stored time.Time) {
+			var batch []journal.Sealed
+			for range n {
+				position += 2
+				s := spec{
+					app: appN(1), position: position - 1, id: fmt.Sprint("e", position), kind: journal.MessageSent,
+					conversation: fmt.Sprint("c", position%10), sender: "x", time: stored, stored: stored, plan: "free",
+				}
+				receipt := s
+				receipt.position, receipt.id, receipt.kind, receipt.sender, receipt.target = position, s.id+"r", journal.ReceiptRead, "y", s.id
+				batch = append(batch, seal(s), seal(receipt))
+			}
+			apply(t, v, batch...)
+		}
+		fill(500, start)
+		fill(live, start.Add(24*time.Hour))
+		e := expirer{now: start.Add(journal.DefaultPlans()[0].Retention + 2*time.Hour).UnixMilli()}
+		err := store.Update(func(txn projections.Txn) error {
+			e.txn = tallied{txn, &cost[i]}
+			return e.run()
+		})
+		if err != nil || e.events != 500 || !e.done {
+			t.Fatalf("%d events, %v, %v", e.events, e.done, err)
+		}
+	}
+	// Rows of users who go on are looked at and stay: one for each conversation.
+	if cost[1] > cost[0]+2*10 {
+		t.Errorf("taking 500 events out costs %d steps beside nothing, %d beside 20,000", cost[0], cost[1])
+	}
+}
+
 func TestGate(t *testing.T) {
 	v := newView(t, &storetest.Memory{})
 	v.Gate(projections.ErrRebuilding)

@@ -16,7 +16,8 @@ import (
 )
 
 type historyCmd struct {
-	Conversation string `arg:"" help:"The conversation's id; of two users: their ids, the smaller first, joined by a comma."`
+	Conversation string `arg:"" optional:"" help:"The conversation's id; of two users: their ids, the smaller first, joined by a comma. Without it, a user's conversations."`
+	User         string `placeholder:"USER" help:"Whose conversations, with the app's token."`
 	Limit        int    `default:"50" help:"Messages on a page."`
 	Before       string `placeholder:"CURSOR" help:"The page of older messages: the next of a page, or a position."`
 	After        string `placeholder:"CURSOR" help:"The page of newer messages: the previous of a page, or a position."`
@@ -26,7 +27,10 @@ type historyCmd struct {
 }
 
 func (*historyCmd) Help() string {
-	return `Edits and recalls are folded into their messages. Examples:
+	return `Edits and recalls are folded into their messages. Without a conversation, the conversations of a user are
+listed, newest first, with what is unread. Examples:
+
+    coffer history --user alice
 
     coffer history harbour --limit 10
     coffer history alice,bob --all --json | wc -l`
@@ -39,11 +43,17 @@ func (c *historyCmd) Run(r *runner) error {
 	if c.Limit < 1 || c.Limit > 1000 {
 		return &failure{ExitUsage, fmt.Errorf("--limit must be 1 to 1000")}
 	}
+	if c.User != "" && c.Conversation != "" {
+		return &failure{ExitUsage, fmt.Errorf("--user lists conversations; it goes with none")}
+	}
 	cl, err := c.client(r)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
+	if c.Conversation == "" {
+		return c.conversations(r, cl)
+	}
 	q := client.PageQuery{Before: c.Before, After: c.After, Limit: c.Limit}
 	table := newTable(r.Stdout)
 	for {

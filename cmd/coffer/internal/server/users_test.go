@@ -229,6 +229,43 @@ func TestUserSendsIntoItsConversations(t *testing.T) {
 	}
 }
 
+// TestErasedUserIsHidden erases a user and reads what others had with it.
+func TestErasedUserIsHidden(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	positions := s.post(
+		member("joined", "j1", "ann", "g"), inGroup("g1", "ann", "g", "mine"), inGroup("g2", "ben", "g", "canary-of-ben"),
+		sent("d1", "ben", "ann", "canary-of-ben"), inGroup("g3", "cid", "g", "still here"), inGroup("g4", "ben", "g", "canary-of-ben"),
+	)
+	ann, last := s.userToken("ann"), "min_position="+positions[len(positions)-1]
+	if got := s.data(ann, "/conversations?"+last); len(got) != 2 {
+		t.Fatalf("before: %v", got)
+	}
+	shred := s.do(request{method: "POST", path: "/v1/admin/keys/shred", token: s.operator, body: `{"app":"` + s.app + `","user":"ben"}`})
+	if shred.status != http.StatusOK {
+		t.Fatalf("erasing: %d %s", shred.status, shred.body)
+	}
+	list := s.data(ann, "/conversations")
+	if len(list) != 1 || list[0]["conversation"] != "g" || list[0]["last"].(map[string]any)["event"].(map[string]any)["id"] != "g3" {
+		t.Errorf("conversations: %v", list)
+	}
+	box := s.get(ann, "/users/ann/inbox")
+	if got := strings.Join(ids(s.data(ann, "/users/ann/inbox")), " "); got != "g3" || box.json(t)["scanned_through"] != positions[5] {
+		t.Errorf("inbox: %s %s", got, box.body)
+	}
+	ack := s.do(request{method: "POST", path: "/v1/apps/" + s.app + "/users/ann/inbox/ack", token: ann, body: `{"through":"` + positions[5] + `"}`})
+	if ack.status != http.StatusOK || ack.json(t)["acked"] != positions[4] { // the newest that can still be named
+		t.Errorf("acknowledging: %d %s", ack.status, ack.body)
+	}
+	for _, path := range []string{"/conversations", "/users/ann/inbox?after=0", "/conversations/g/messages", "/conversations/ann,ben/messages", "/events?conversation=g"} {
+		if a := s.get(ann, path); a.status != http.StatusOK || strings.Contains(string(a.body), "canary-of-ben") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+	if a := s.do(request{method: "POST", path: "/v1/apps/" + s.app + "/users/ben/inbox/ack", token: s.userToken("ben"), body: `{"through":"` + positions[5] + `"}`}); a.status >= 500 {
+		t.Errorf("the erased user acknowledges: %d %s", a.status, a.body)
+	}
+}
+
 // TestTailEndsWhenAMemberLeaves follows a conversation with a member's token, and
 // shows that nothing that comes after the leaving is sent.
 func TestTailEndsWhenAMemberLeaves(t *testing.T) {
