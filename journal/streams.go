@@ -101,6 +101,9 @@ func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 			return nil, fmt.Errorf("%w: stream %s has no row in the retention table", ErrInvalid, name)
 		}
 		c.MaxAge = age
+		if age > 0 {
+			c.Duplicates = min(c.Duplicates, age)
+		}
 		want[name] = c
 	}
 	return want, nil

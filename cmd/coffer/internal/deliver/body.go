@@ -11,17 +11,19 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 )
 
 const (
 	typeEvent      = "application/cloudevents+json; charset=utf-8"
+	typeSealed     = "application/jose"
 	typeEventBatch = "application/cloudevents-batch+json; charset=utf-8"
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00"
 )
 
-// Events encodes messages as CloudEvents: the thin form, ids and positions, or
-// the full event.
+// Events encodes messages as CloudEvents: the thin form, ids and positions, the
+// full event, or that encrypted to the endpoint's public key.
 type Events struct{}
 
 // thinEvent is what of an event goes into the thin form.
@@ -36,11 +38,31 @@ type thinEvent struct {
 
 // Encode is part of [Encoder].
 func (Events) Encode(_ context.Context, dst []byte, h http.Header, e *endpoints.Endpoint, messages []Message) ([]byte, error) {
+	start := len(dst)
+	dst, err := events(dst, h, e, messages)
+	if err != nil || e.Mode != endpoints.Sealed {
+		return dst, err
+	}
+	recipient, err := webhook.ParseRecipient([]byte(e.Encryption))
+	if err != nil {
+		return dst[:start], fmt.Errorf("endpoint %s: %w", e.IDText(), err)
+	}
+	sealed, err := recipient.Seal(dst[start:])
+	clear(dst[start:])
+	if err != nil {
+		return dst[:start], fmt.Errorf("endpoint %s: %w", e.IDText(), err)
+	}
+	h.Set("Content-Type", typeSealed)
+	return append(dst[:start], sealed...), nil
+}
+
+// events appends messages in the form of an endpoint, before any encryption.
+func events(dst []byte, h http.Header, e *endpoints.Endpoint, messages []Message) ([]byte, error) {
 	var encode func([]byte, *endpoints.Endpoint, *Message) ([]byte, error)
 	switch e.Mode {
 	case endpoints.Thin:
 		encode = appendThin
-	case endpoints.Full:
+	case endpoints.Full, endpoints.Sealed:
 		encode = appendFull
 	default:
 		return dst, fmt.Errorf("endpoint %s: bodies of the mode %q cannot be made", e.IDText(), e.Mode)

@@ -63,9 +63,10 @@ func randomText() string {
 // requeueBatch bounds the parked deliveries of one record.
 const requeueBatch = journal.MaxAttempts
 
-// Requeue sends parked deliveries again: those with the numbers, or all when
-// there are none. Their clock begins anew. It returns how many there are.
-func (e *Engine) Requeue(ctx context.Context, ep *endpoints.Endpoint, numbers ...uint64) (int, error) {
+// Requeue sends parked deliveries again: those of events that have arrived at a
+// time or later, and with the numbers, or all when there are none. Their clock
+// begins anew. It returns how many there are.
+func (e *Engine) Requeue(ctx context.Context, ep *endpoints.Endpoint, from time.Time, numbers ...uint64) (int, error) {
 	wanted := make(map[uint64]bool, len(numbers))
 	for _, n := range numbers {
 		wanted[n] = true
@@ -77,7 +78,7 @@ func (e *Engine) Requeue(ctx context.Context, ep *endpoints.Endpoint, numbers ..
 	now := e.now().UnixMilli()
 	var entries []journal.Attempt
 	err = e.View.Deliveries(ctx, ep.App, ep.ID, callbacks.Query{State: journal.DeliveryParked}, func(d callbacks.Delivery) error {
-		if len(numbers) > 0 && !wanted[d.Number] {
+		if len(numbers) > 0 && !wanted[d.Number] || time.UnixMilli(d.Arrived).Before(from) {
 			return nil
 		}
 		entry := d.Attempt

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/projections/callbacks"
 	"github.com/cofferdb/coffer/projections/history"
 )
@@ -35,6 +36,8 @@ type Config struct {
 	Events    *history.View
 	View      *callbacks.View
 	Endpoints *endpoints.Store
+	// Rows are those of the registry.
+	Rows kms.Rows
 	// Changed returns a channel that is closed when the history view has
 	// something new of the app: [projections.Runner.Changed].
 	Changed func(journal.AppID) <-chan struct{}
@@ -70,6 +73,8 @@ type Engine struct {
 	schedule schedule
 	requests chan struct{} // of capacity maxRequests: those under way
 	side     sync.WaitGroup
+	replays  replays
+	wake     chan struct{} // of capacity 1: look for replays
 
 	mu      sync.Mutex // guards what follows
 	running map[endpoints.Ref]*running
@@ -88,6 +93,7 @@ func New(cfg Config) *Engine {
 	e := &Engine{
 		Config: cfg, log: cfg.Log, now: cfg.Now, streams: cfg.Journal.Callbacks(),
 		requests: make(chan struct{}, maxRequests), running: make(map[endpoints.Ref]*running),
+		replays: replays{cancel: make(map[[16]byte]context.CancelFunc)}, wake: make(chan struct{}, 1),
 	}
 	e.schedule = newSchedule(e.streams.Retention())
 	if e.log == nil {
@@ -114,6 +120,7 @@ func (e *Engine) Run(ctx context.Context) {
 				e.log.Warn("endpoints are not followed", "error", err)
 			}
 			e.startAll(ctx, &work)
+			e.runReplays(ctx, &work)
 		}
 		var retry <-chan time.Time
 		if changes == nil {
@@ -125,6 +132,9 @@ func (e *Engine) Run(ctx context.Context) {
 		case <-retry:
 		case <-look.C:
 			e.startAll(ctx, &work)
+			e.runReplays(ctx, &work)
+		case <-e.wake:
+			e.runReplays(ctx, &work)
 		case ref, open := <-changes:
 			if !open {
 				changes = nil

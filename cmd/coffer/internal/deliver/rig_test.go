@@ -52,6 +52,7 @@ type rig struct {
 	journal   *journal.Journal
 	runner    *projections.Runner
 	outcomes  *projections.Runner
+	rows      *journal.Rows
 	endpoints *endpoints.Store
 	engine    *deliver.Engine
 	app       journal.App
@@ -129,8 +130,8 @@ func (r *rig) open() {
 	work.Go(func() { _ = r.outcomes.Run(views) })
 	r.stopViews = func() { stop(); work.Wait() }
 	js := must[jetstream.JetStream](t)(jetstream.New(r.conn))
-	rows := journal.NewRows(js, journal.RegistryBucket("eu"), syncer)
-	r.endpoints = endpoints.New(rows, r.journal, nil)
+	r.rows = journal.NewRows(js, journal.RegistryBucket("eu"), syncer)
+	r.endpoints = endpoints.New(r.rows, r.journal, nil)
 	r.start()
 }
 
@@ -143,7 +144,7 @@ func (r *rig) start() {
 		transport = r.wrap(transport)
 	}
 	r.engine = deliver.New(deliver.Config{
-		Journal: r.journal, Events: r.events, View: r.view, Endpoints: r.endpoints, Changed: r.runner.Changed,
+		Journal: r.journal, Events: r.events, View: r.view, Endpoints: r.endpoints, Rows: r.rows, Changed: r.runner.Changed,
 		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: func(_ context.Context, e endpoints.Endpoint) {
 			r.mu.Lock()

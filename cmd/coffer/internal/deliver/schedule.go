@@ -116,9 +116,9 @@ func newPace(rate int) pace {
 	return pace{interval: time.Second / time.Duration(rate)}
 }
 
-// wait is how long until n deliveries may go.
+// wait is how long until a delivery may go.
 func (p *pace) wait(now time.Time) time.Duration {
-	if p.interval == 0 {
+	if p.interval == 0 || p.next.Before(now) {
 		return 0
 	}
 	return max(p.next.Sub(now)-time.Second/10, 0)

@@ -42,7 +42,7 @@ func (r *region) openCallbacks() error {
 		return err
 	}
 	d.engine = deliver.New(deliver.Config{
-		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Changed: r.runner.Changed,
+		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Rows: r.rows, Changed: r.runner.Changed,
 		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: r.endpointDisabled, Log: r.log, Now: r.options.now,
 	})

@@ -3,8 +3,10 @@ package server
 import (
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections/callbacks"
 )
@@ -91,4 +93,129 @@ func (s *Server) deliveryState(c *call) (journal.DeliveryState, error) {
 		}
 	}
 	return 0, s.invalidParameter("status", "it is delivered, waiting, held or parked")
+}
+
+// replayView is a range of events that is sent again.
+type replayView struct {
+	ID       string           `json:"id"`
+	Endpoint string           `json:"endpoint"`
+	State    string           `json:"state" doc:"running, done or cancelled"`
+	After    journal.Position `json:"after"`
+	Before   journal.Position `json:"before"`
+	From     string           `json:"from,omitempty"`
+	Until    string           `json:"until,omitempty"`
+	Rate     int              `json:"rate"`
+	At       journal.Position `json:"at" doc:"how far it has come"`
+	Sent     uint64           `json:"sent"`
+	Failed   uint16           `json:"failed"`
+	Created  string           `json:"created"`
+	Finished string           `json:"finished,omitempty"`
+}
+
+func viewReplay(r *deliver.Replay) replayView {
+	moment := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format(timeLayout)
+	}
+	return replayView{
+		ID: r.IDText(), Endpoint: endpoints.FormatID(r.Endpoint), State: r.State, After: r.Spec.After, Before: r.Spec.Before,
+		From: moment(r.Spec.From), Until: moment(r.Spec.Until), Rate: r.Spec.Rate, At: r.At, Sent: r.Sent, Failed: r.Failed,
+		Created: moment(r.Created), Finished: moment(r.Finished),
+	}
+}
+
+type startReplayBody struct {
+	Status  string   `json:"status" doc:"parked: the parked deliveries, instead of a range"`
+	Numbers []uint64 `json:"numbers" doc:"of parked deliveries; all without"`
+	From    string   `json:"from" doc:"RFC 3339: events of this time and later; of parked ones, that have arrived since"`
+	Until   string   `json:"until" doc:"RFC 3339: events before this time"`
+	After   string   `json:"after" doc:"events after this position"`
+	Before  string   `json:"before" doc:"events before this position; the end at present without"`
+	Rate    int      `json:"rate" doc:"events a second, 100 without, at most 10,000"`
+}
+
+type requeued struct {
+	Requeued int `json:"requeued" doc:"parked deliveries that are sent again"`
+}
+
+// startReplay sends a range of events again, or what was parked.
+func (s *Server) startReplay(c *call) error {
+	var in startReplayBody
+	if err := s.decode(c, &in); err != nil {
+		return err
+	}
+	e, err := s.endpointOf(c)
+	if err != nil {
+		return err
+	}
+	spec, err := s.replaySpec(&in)
+	if err != nil {
+		return err
+	}
+	if in.Status == "parked" {
+		n, err := s.callbacks.Requeue(c.r.Context(), &e, spec.From, in.Numbers...)
+		if err != nil {
+			return err
+		}
+		return s.writeJSON(c, http.StatusOK, requeued{n})
+	}
+	r, err := s.callbacks.StartReplay(c.r.Context(), &e, spec)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Location", "/v1/apps/"+c.app.ID.String()+"/replays/"+r.IDText())
+	return s.writeJSON(c, http.StatusAccepted, viewReplay(&r))
+}
+
+func (s *Server) replaySpec(in *startReplayBody) (deliver.ReplaySpec, error) {
+	var spec deliver.ReplaySpec
+	if in.Status != "" && in.Status != "parked" || in.Status == "" && len(in.Numbers) > 0 {
+		return spec, s.invalidBody("/status", "it is parked, or not there for a range")
+	}
+	for _, p := range []struct {
+		pointer, text string
+		to            *journal.Position
+	}{{"/after", in.After, &spec.After}, {"/before", in.Before, &spec.Before}} {
+		if p.text == "" {
+			continue
+		}
+		var err error
+		if *p.to, err = journal.ParsePosition(p.text); err != nil {
+			return spec, s.invalidBody(p.pointer, "it is a position")
+		}
+	}
+	for _, t := range []struct {
+		pointer, text string
+		to            *time.Time
+	}{{"/from", in.From, &spec.From}, {"/until", in.Until, &spec.Until}} {
+		if t.text == "" {
+			continue
+		}
+		var err error
+		if *t.to, err = time.Parse(time.RFC3339Nano, t.text); err != nil {
+			return spec, s.invalidBody(t.pointer, "it is a time of RFC 3339")
+		}
+	}
+	if spec.Rate = in.Rate; spec.Rate < 0 || spec.Rate > deliver.MaxReplayRate {
+		return spec, s.invalidBody("/rate", "it is 1 to 10000 events a second")
+	}
+	return spec, nil
+}
+
+func (s *Server) showReplay(c *call) error {
+	r, err := s.callbacks.Replay(c.r.Context(), c.app.ID, c.vars["replay"])
+	if err != nil {
+		return err
+	}
+	return s.writeJSON(c, http.StatusOK, viewReplay(&r))
+}
+
+func (s *Server) cancelReplay(c *call) error {
+	r, err := s.callbacks.CancelReplay(c.r.Context(), c.app.ID, c.vars["replay"])
+	if err != nil {
+		return err
+	}
+	return s.writeJSON(c, http.StatusOK, viewReplay(&r))
 }

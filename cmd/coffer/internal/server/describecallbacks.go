@@ -49,4 +49,19 @@ func (s *Server) describeCallbacks(all map[string]description) {
 		},
 		answers: []documented{ok[list[deliveryView]](http.StatusOK, "`next` is for `before`")}, problems: []kind{k.viewBehind},
 	}
+	all["POST "+base+"/{endpoint}/replays"] = description{
+		id: "startReplay", summary: "Send a range of events again, or what was parked",
+		text: "A range is what the endpoint's filters select between two positions or times, as far back as the plan keeps events. It is sent beside what is new, " +
+			"at a rate of its own, and each event has the `webhook-id` that it had the first time. Parked deliveries go back to those that wait, and their three days begin anew.",
+		body:     reflect.TypeFor[startReplayBody](),
+		answers:  []documented{ok[requeued](http.StatusOK, "parked deliveries are sent again"), ok[replayView](http.StatusAccepted, "a range is sent again; `Location` says how it goes")},
+		problems: []kind{k.tooMany, k.viewBehind, k.storeFull},
+	}
+	all["GET /v1/apps/{app}/replays/{replay}"] = description{
+		id: "replayProgress", summary: "How far a replay to an endpoint has come", answers: []documented{ok[replayView](http.StatusOK, "the replay")}, problems: []kind{k.viewBehind},
+	}
+	all["DELETE /v1/apps/{app}/replays/{replay}"] = description{
+		id: "cancelReplay", summary: "Cancel a replay to an endpoint; what was sent is not taken back",
+		answers: []documented{ok[replayView](http.StatusOK, "the replay as it ended")}, problems: []kind{k.viewBehind, k.storeFull},
+	}
 }

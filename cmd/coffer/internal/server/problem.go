@@ -176,6 +176,8 @@ func errorTable() []mapping {
 		{endpoints.ErrNotFound, k.notFound, "the app has no such endpoint"},
 		{endpoints.ErrTooMany, k.tooMany, ""},
 		{endpoints.ErrChanged, k.storeUnavailable, "the endpoint was changed by another at the same time"},
+		{deliver.ErrNoReplay, k.notFound, "the app has no such replay"},
+		{deliver.ErrReplays, k.tooMany, "the endpoint has four replays under way; wait for one to end, or cancel it"},
 		{deliver.ErrNoDelivery, k.notFound, "no delivery of the endpoint is parked"},
 		{webhook.ErrSecret, k.endpointInvalid, ""},
 		{webhook.ErrKey, k.endpointInvalid, ""},
