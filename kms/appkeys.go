@@ -193,7 +193,7 @@ func (a *appKeys) withKeys(f func(*ciphers) error) error {
 }
 
 // derive makes the data key of an epoch and a subject from their wrapped keys.
-func (a *appKeys) derive(id dataID, epochKey, subjectKey []byte) (key *DataKey, err error) {
+func (a *appKeys) derive(id dataID, epochKey []byte, subject subjectRow) (key *DataKey, err error) {
 	region := a.ring.cfg.Region
 	err = a.withKeys(func(keys *ciphers) error {
 		e, err := keys.open(region, a.name, kindEpochKey, epochID(id.epoch), epochKey)
@@ -201,12 +201,14 @@ func (a *appKeys) derive(id dataID, epochKey, subjectKey []byte) (key *DataKey, 
 			return err
 		}
 		defer clear(e)
-		s, err := keys.open(region, a.name, kindSubjectKey, id.subject[:], subjectKey)
+		s, err := keys.open(region, a.name, kindSubjectKey, id.subject[:], subject.Key)
 		if err != nil {
 			return err
 		}
 		defer clear(s)
-		key, err = DeriveDataKey(region, a.name, id.epoch, id.subject, e, s)
+		if key, err = DeriveDataKey(region, a.name, id.epoch, id.subject, e, s); err == nil {
+			key.successor = !subject.Erased.IsZero()
+		}
 		return err
 	})
 	return key, err

@@ -72,6 +72,10 @@ type DataKey struct {
 	head   [HeaderSize]byte
 	header Header
 	sealed atomic.Uint64 // envelopes sealed by this process
+
+	// successor marks the key of a subject that was erased and registered again:
+	// another key id of its epoch is that of the key before, which is gone.
+	successor bool
 }
 
 // DeriveDataKey derives a data key from the keys of an epoch and of a subject,
@@ -151,7 +155,8 @@ func (k *DataKey) Seal(dst, aad, plaintext []byte) []byte {
 }
 
 // Open appends the plaintext of an envelope to dst, and returns nil with an
-// error: ErrEnvelope, ErrKeyMismatch or ErrAuthentication. It allocates nothing
+// error: ErrEnvelope, ErrKeyMismatch, ErrSubjectErased (sealed before the subject
+// was erased and registered again) or ErrAuthentication. It allocates nothing
 // when dst has room; envelope and dst must not overlap.
 func (k *DataKey) Open(dst, aad, envelope []byte) ([]byte, error) {
 	h, err := ParseHeader(envelope)
@@ -159,6 +164,9 @@ func (k *DataKey) Open(dst, aad, envelope []byte) ([]byte, error) {
 		return nil, err
 	}
 	if h != k.header {
+		if k.successor && h.Epoch == k.header.Epoch && h.Subject == k.header.Subject {
+			return nil, ErrSubjectErased
+		}
 		return nil, ErrKeyMismatch
 	}
 	s := takeScratch()

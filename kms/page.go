@@ -31,8 +31,10 @@ type page struct {
 }
 
 type subjectRow struct {
-	Tag    Tag       `json:"tag"`
-	Key    []byte    `json:"key,omitempty"`
+	Tag Tag    `json:"tag"`
+	Key []byte `json:"key,omitempty"`
+	// Erased is when a key of the subject was last destroyed. With a Key beside
+	// it the subject was registered again since.
 	Erased time.Time `json:"erased_at,omitzero"`
 }
 
@@ -71,7 +73,7 @@ func decodePage(path string, row Row) (*page, error) {
 		return nil, fmt.Errorf("%w: page %q of subject keys", ErrKeyringCorrupt, path)
 	}
 	for i, s := range p.Subjects {
-		if !strings.HasPrefix(s.Tag.String(), path) || (len(s.Key) == 0) == s.Erased.IsZero() || p.Split ||
+		if !strings.HasPrefix(s.Tag.String(), path) || len(s.Key) == 0 && s.Erased.IsZero() || p.Split ||
 			i > 0 && bytes.Compare(p.Subjects[i-1].Tag[:], s.Tag[:]) >= 0 {
 			return nil, fmt.Errorf("%w: page %q of subject keys", ErrKeyringCorrupt, path)
 		}

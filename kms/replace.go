@@ -233,7 +233,7 @@ func (k *Keyring) rewrapPage(app string, p *page, keys *ciphers) (int, *page, er
 		if err != nil {
 			return 0, nil, err
 		}
-		rows = append(rows, subjectRow{Tag: s.Tag, Key: key})
+		rows = append(rows, subjectRow{Tag: s.Tag, Key: key, Erased: s.Erased})
 	}
 	if len(rows) == 0 && p.Generation == keys.current {
 		return 0, nil, nil

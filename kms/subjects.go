@@ -1,12 +1,11 @@
 package kms
 
 import (
+	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 )
 
 // creator groups subjects that are created at the same time, so that those of
@@ -24,13 +23,13 @@ type creation struct {
 	err      error // once done is closed
 }
 
-// subjectKey returns the wrapped key of a subject, made if there is none and
-// create is set.
-func (a *appKeys) subjectKey(ctx context.Context, subject Tag, create bool) ([]byte, error) {
+// subjectKey returns the row of a subject with its wrapped key, made if there is
+// none and create is set.
+func (a *appKeys) subjectKey(ctx context.Context, subject Tag, create bool) (subjectRow, error) {
 	s, ok, err := a.findSubject(ctx, subject, false)
 	if err == nil && !ok && create {
 		if err := a.ensureSubjects(ctx, []Tag{subject}); err != nil {
-			return nil, err
+			return subjectRow{}, err
 		}
 		s, ok, err = a.findSubject(ctx, subject, false)
 	}
@@ -43,13 +42,13 @@ func (a *appKeys) subjectKey(ctx context.Context, subject Tag, create bool) ([]b
 	}
 	switch {
 	case err != nil:
-		return nil, err
+		return subjectRow{}, err
 	case !ok:
-		return nil, fmt.Errorf("%w: subject %s of app %s", ErrKeyUnknown, subject, a.name)
+		return subjectRow{}, fmt.Errorf("%w: subject %s of app %s", ErrKeyUnknown, subject, a.name)
 	case len(s.Key) == 0:
-		return nil, fmt.Errorf("%w: subject %s of app %s", ErrSubjectErased, subject, a.name)
+		return subjectRow{}, fmt.Errorf("%w: subject %s of app %s", ErrSubjectErased, subject, a.name)
 	}
-	return s.Key, nil
+	return s, nil
 }
 
 // findSubject looks a subject up in its page, read anew if fresh is set.
@@ -116,11 +115,12 @@ func (a *appKeys) keepPage(path string, p *page) (*page, error) {
 	a.leaves[path] = p
 	var erased []Tag
 	for _, s := range p.Subjects {
-		if len(s.Key) > 0 {
+		if s.Erased.IsZero() {
 			continue
 		}
 		if before != nil {
-			if was, ok := before.find(s.Tag); ok && len(was.Key) == 0 {
+			// One that was erased again, or registered since, has another key.
+			if was, ok := before.find(s.Tag); ok && was.Erased.Equal(s.Erased) && bytes.Equal(was.Key, s.Key) {
 				continue
 			}
 		}
@@ -306,10 +306,7 @@ func (a *appKeys) createOnce(path string, subjects []Tag, fresh bool) (*page, er
 			if _, ok := p.find(s); ok {
 				continue
 			}
-			var raw [KeySize]byte
-			_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the program instead
-			rows = append(rows, subjectRow{Tag: s, Key: keys.seal(k.cfg.Region, a.name, kindSubjectKey, s[:], raw[:])})
-			clear(raw[:])
+			rows = append(rows, subjectRow{Tag: s, Key: keys.newSubject(a, s)})
 		}
 		return nil
 	})
@@ -397,93 +394,4 @@ func (k *Keyring) storeChild(ctx context.Context, app, path string, from uint64,
 		}
 	}
 	return fmt.Errorf("split page of subject keys: %w", ErrRowConflict)
-}
-
-// EraseSubject destroys the key of a subject, for ever: it returns once no row
-// holds it any more. Repeat it after an error; erasing twice is no error. It
-// calls no provider, so it works while the provider is away.
-func (k *Keyring) EraseSubject(ctx context.Context, app string, subject Tag) error {
-	if err := checkApp(app); err != nil {
-		return err
-	}
-	if _, _, err := k.loadRow(ctx, app); err != nil {
-		return fmt.Errorf("erase subject: %w", err)
-	}
-	digits := subject.String()
-	conflicts := 0
-	for depth := 0; depth <= maxDepth; {
-		path := digits[:depth]
-		p, err := k.loadPage(ctx, app, path)
-		if err != nil {
-			return fmt.Errorf("erase subject: %w", err)
-		}
-		if p.Split {
-			depth++
-			continue
-		}
-		err = k.eraseIn(ctx, app, path, p, subject)
-		if errors.Is(err, ErrRowConflict) && conflicts < maxAttempts {
-			if err := pause(ctx, conflicts); err != nil {
-				return err
-			}
-			conflicts++
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("erase subject: %w", err)
-		}
-		return nil
-	}
-	return fmt.Errorf("erase subject: %w: a page of one subject is split", ErrKeyringCorrupt)
-}
-
-// eraseIn puts a tombstone into the page. Then it sees to the page below, into
-// which a split that began before may have put, or may yet put, the key: an
-// empty page that claims to be split from the revision before the tombstone
-// keeps that split from writing, and a later one replaces it.
-func (k *Keyring) eraseIn(ctx context.Context, app, path string, p *page, subject Tag) error {
-	before := p.revision
-	if s, ok := p.find(subject); !ok || len(s.Key) > 0 {
-		if !ok {
-			before = 0 // no revision ever held the key
-		}
-		erased := p.with(subjectRow{Tag: subject, Erased: k.cfg.Now().UTC().Truncate(time.Second)})
-		value, err := encodePage(erased)
-		if err != nil {
-			return err
-		}
-		if erased.revision, err = k.storePage(ctx, app, path, p.revision, value); err != nil {
-			return err
-		}
-		p = erased
-	} else if before > 0 {
-		before-- // the tombstone is there: every split that could hold the key began at an earlier revision
-	}
-	if a := k.cached(app); a != nil {
-		if _, err := a.keepPage(path, p); err != nil && !errors.Is(err, errStale) {
-			return err
-		}
-	}
-	if len(path) == maxDepth || before == 0 {
-		return nil
-	}
-	return k.fence(ctx, app, path+string(nibble(subject, len(path))), before)
-}
-
-// fence empties a page that counts for nothing, if it was split from a revision
-// up to the given one, and makes it if there is none.
-func (k *Keyring) fence(ctx context.Context, app, path string, before uint64) error {
-	value, err := encodePage(&page{Format: rowFormat, From: before})
-	if err != nil {
-		return err
-	}
-	there, err := k.loadPage(ctx, app, path)
-	if err != nil {
-		return err
-	}
-	if there.revision != 0 && (there.From > before || there.From == before && len(there.Subjects) == 0) {
-		return nil
-	}
-	_, err = k.storePage(ctx, app, path, there.revision, value)
-	return err
 }
