@@ -125,6 +125,14 @@ type App struct {
 	Generation uint16
 	// Shard is the shard of the plan's streams that the app writes to.
 	Shard int
+	// Previous is where the app wrote before its last plan change; zero when it
+	// has never changed its plan.
+	Previous Route
+	// Moved is when the plan was changed last.
+	Moved time.Time
+	// Opened and Closed are the sequences, in the stream of the current plan, of
+	// the markers between which the last plan change copied; 0 until then.
+	Opened, Closed uint64
 	// Certificates holds one or, while it is being rotated, two certificates,
 	// newest first. They are sealed in the registry.
 	Certificates []Certificate
@@ -133,6 +141,19 @@ type App struct {
 	// Disabled is set by an operator.
 	Disabled bool
 }
+
+// A Route is a stream that an app wrote to.
+type Route struct {
+	Plan       string
+	Shard      int
+	Generation uint16
+	// Sealed is the sequence of the app's seal in the stream, 0 until it is
+	// there. What follows it does not count.
+	Sealed uint64
+}
+
+// moving reports whether the app's current stream is not open to it yet.
+func (a App) moving() bool { return a.Previous.Plan != "" && a.Opened == 0 }
 
 // AppSpec is what an app is made from.
 type AppSpec struct {

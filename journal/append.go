@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +22,13 @@ type route struct {
 	gen      uint16
 	disabled bool
 	stream   *stream
+	// open says that the stream is open to the app: see openRoute. Behind it, an
+	// append waits once until the index has passed sealed in the stream before.
+	open     bool
+	before   *stream // nil without one
+	sealed   uint64
+	settled  atomic.Bool
+	fence    string // the app's seal in the stream, where others may write to it too
 	subjects [Buckets]string
 	aad      []byte // up to the record's header, whose length it ends with
 
@@ -57,6 +63,14 @@ func (j *Journal) route(ctx context.Context, id AppID) (*route, error) {
 	}
 	if r.stream == nil {
 		return nil, fmt.Errorf("app %s: %w: shard %d of plan %s", id, ErrUnknownPlan, app.Shard, app.Plan)
+	}
+	r.open = !app.moving()
+	if app.Previous.Plan != "" {
+		r.before, r.sealed = j.streams[StreamName(j.region.ID, app.Previous.Plan, app.Previous.Shard)], app.Previous.Sealed
+	}
+	r.settled.Store(r.before == nil || j.cfg.Index == nil)
+	if !r.stream.gated {
+		r.fence = Subject{Plan: app.Plan, Shard: app.Shard, App: id, Marker: markSeal, Generation: app.Generation}.String()
 	}
 	for i := range r.subjects {
 		r.subjects[i] = Subject{Plan: app.Plan, Shard: app.Shard, App: id, Bucket: i}.String()
@@ -158,11 +172,66 @@ type follower struct {
 // The error is not nil only when nothing could be tried: the app is unknown,
 // disabled or of another region, its keys cannot be had, or the journal is
 // closed. Then there are no results.
+//
+// While the app's plan is being changed an append may wait for some
+// milliseconds; see [Journal.ChangePlan].
 func (j *Journal) Append(ctx context.Context, app AppID, events ...Event) ([]Result, error) {
-	r, err := j.route(ctx, app)
+	r, err := j.openRoute(ctx, app)
 	if err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
+	results, err := j.appendOn(ctx, r, app, events)
+	for tries := 0; err == nil && tries < maxReroutes; tries++ {
+		again := sealedOff(results)
+		if len(again) == 0 {
+			return results, nil
+		}
+		// The plan was changed meanwhile. What was refused comes behind what was
+		// stored, on the new route too.
+		if r, err = j.reroute(ctx, app, r); err != nil {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+			for _, i := range again {
+				results[i].Err = err
+			}
+			return results, nil
+		}
+		rest := make([]Event, len(again))
+		for n, i := range again {
+			rest[n] = events[i]
+			if rest[n].ID == "" {
+				rest[n].ID = results[i].ID // as it was promised to nobody yet, any would do
+			}
+		}
+		var more []Result
+		if more, err = j.appendOn(ctx, r, app, rest); err != nil {
+			for _, i := range again {
+				results[i].Err = err
+			}
+			return results, nil
+		}
+		for n, i := range again {
+			results[i] = more[n]
+		}
+	}
+	return results, err
+}
+
+// maxReroutes bounds how often one append follows plan changes.
+const maxReroutes = 16
+
+// sealedOff returns which events were refused because their route was sealed.
+func sealedOff(results []Result) []int {
+	var list []int
+	for i := range results {
+		if results[i].Err != nil && errors.Is(results[i].Err, errSealed) {
+			list = append(list, i)
+		}
+	}
+	return list
+}
+
+// appendOn is Append on one route.
+func (j *Journal) appendOn(ctx context.Context, r *route, app AppID, events []Event) ([]Result, error) {
 	if r.disabled {
 		return nil, fmt.Errorf("append: app %s: %w", app, ErrDisabled)
 	}
@@ -171,6 +240,9 @@ func (j *Journal) Append(ctx context.Context, app AppID, events ...Event) ([]Res
 		return nil, fmt.Errorf("append: app %s: %w", app, err)
 	}
 	if err := r.stream.catchUp(ctx); err != nil {
+		return nil, fmt.Errorf("append: %w", err)
+	}
+	if err := r.settle(ctx); err != nil {
 		return nil, fmt.Errorf("append: %w", err)
 	}
 	a := appendingPool.Get().(*appending) //nolint:errcheck,forcetypeassert // nothing else is put
@@ -270,6 +342,9 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 	key, err := a.j.keyring.Sealer(ctx, a.route.text, a.route.epochs.at(clock), a.route.users.tag(a.route.seed, a.tagger, e.Sender))
 	if err != nil {
 		recent.release(mine)
+		if errors.Is(err, kms.ErrEpochDestroyed) && a.j.registry.moved(ctx, a.app, a.route.gen) {
+			return errSealed // the keys of the old route are gone
+		}
 		return fmt.Errorf("key for sealing: %w", err)
 	}
 	buf := recordPool.Get().(*recordBuffer) //nolint:errcheck,forcetypeassert // nothing else is put
@@ -281,6 +356,7 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 	a.at = append(a.at, i)
 	a.entries = append(a.entries, entry{
 		subject: a.route.subjects[BucketOf(header.Conversation)], record: buf.b, gen: a.route.gen, slot: mine, call: a,
+		fence: a.route.fence,
 	})
 	return nil
 }
@@ -415,39 +491,4 @@ func (s *stream) catchUp(ctx context.Context) error {
 	}
 	s.caught.Store(true)
 	return nil
-}
-
-// OpenRecord appends the plaintext of an app's record, the event's canonical
-// JSON, to dst. With the keys in memory and room in dst it allocates nothing.
-//
-// [ErrCorrupt] means that the record was changed, or is another app's; errors
-// of package kms say why there is no key.
-func (j *Journal) OpenRecord(ctx context.Context, dst []byte, app AppID, record []byte) ([]byte, error) {
-	_, envelope, err := ParseRecord(record)
-	if err != nil {
-		return nil, err
-	}
-	r, err := j.route(ctx, app)
-	if err != nil {
-		return nil, fmt.Errorf("open a record: %w", err)
-	}
-	h, err := kms.ParseHeader(envelope)
-	if err != nil {
-		return nil, fmt.Errorf("open a record: %w: %w", ErrCorrupt, err)
-	}
-	key, err := j.keyring.Opener(ctx, r.text, h.Epoch, h.Subject)
-	if err != nil {
-		return nil, fmt.Errorf("open a record: epoch %s: %w", strconv.FormatUint(uint64(h.Epoch), 10), err)
-	}
-	s := scratchPool.Get().(*scratch) //nolint:errcheck,forcetypeassert // nothing else is put
-	s.aad = append(append(s.aad[:0], r.aad...), record[:HeaderSize]...)
-	dst, err = key.Open(dst, s.aad, envelope)
-	scratchPool.Put(s)
-	if err != nil {
-		if errors.Is(err, kms.ErrAuthentication) || errors.Is(err, kms.ErrKeyMismatch) || errors.Is(err, kms.ErrEnvelope) {
-			return nil, fmt.Errorf("open a record: %w: %w", ErrCorrupt, err)
-		}
-		return nil, fmt.Errorf("open a record: %w", err)
-	}
-	return dst, nil
 }

@@ -98,13 +98,16 @@ func (b *batches) commit(ctx context.Context, batch []*entry) (pubAck, error) {
 	}
 	defer func() { _ = sub.Unsubscribe() }()
 	p.drain()
+	fenced := make(map[string]bool)
 	for i, e := range batch {
 		msg := &nats.Msg{Subject: e.subject, Data: e.record, Header: nats.Header{
 			headerBatchID:  {id},
 			headerBatchSeq: {strconv.Itoa(i + 1)},
 		}}
-		if e.gen > 0 {
-			msg.Header.Set(generationHeader, strconv.Itoa(int(e.gen)))
+		e.describe(msg.Header)
+		if !fenced[e.fence] { // the batch is stored as a whole: once for each app
+			e.guard(msg.Header)
+			fenced[e.fence] = true
 		}
 		if i == len(batch)-1 {
 			msg.Header.Set(headerBatchCommit, "1")

@@ -32,6 +32,10 @@ type entry struct {
 	gen     uint16
 	slot    *slot
 	call    *appending // nil for the committer's own copies
+	copied  string     // the copy header's value; "" for what is none
+	// fence is a subject that must be empty for the entry to be stored, "" for
+	// none: the app's seal, or the entry's own subject.
+	fence string
 
 	seq uint64
 	err error
@@ -64,6 +68,7 @@ type stream struct {
 	closed  bool
 	looking bool // look is set
 	look    *time.Timer
+	sealed  map[AppID]uint16 // generations that this process has sealed here
 
 	// Only the committer uses what follows.
 	last    uint64   // what is known of the stream ends here
@@ -113,7 +118,7 @@ func (j *Journal) newStream(state streamState) (*stream, error) {
 }
 
 // enqueue hands a call's entries to the committer, which has them until each is
-// settled.
+// settled. A route that was sealed takes none.
 func (s *stream) enqueue(ctx context.Context, call *appending) error {
 	call.left, call.ctx = len(call.entries), ctx
 	s.mu.Lock()
@@ -121,6 +126,33 @@ func (s *stream) enqueue(ctx context.Context, call *appending) error {
 		s.mu.Unlock()
 		return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
 	}
+	if gen, sealed := s.sealed[call.app]; sealed && call.entries[0].gen <= gen {
+		s.mu.Unlock()
+		return errSealed
+	}
+	s.queueLocked(ctx, call)
+	return nil
+}
+
+// enqueueSeal hands over the seal of an app's route: behind what is queued, and
+// in front of nothing.
+func (s *stream) enqueueSeal(ctx context.Context, call *appending) error {
+	call.left, call.ctx = len(call.entries), ctx
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("%w: the journal is closed", ErrUnavailable)
+	}
+	if s.sealed == nil {
+		s.sealed = make(map[AppID]uint16)
+	}
+	s.sealed[call.app] = max(s.sealed[call.app], call.entries[0].gen)
+	s.queueLocked(ctx, call)
+	return nil
+}
+
+// queueLocked appends to the queue; it lets go of the lock.
+func (s *stream) queueLocked(ctx context.Context, call *appending) {
 	first := len(s.pending) == 0
 	for i := range call.entries {
 		s.pending = append(s.pending, &call.entries[i])
@@ -133,7 +165,6 @@ func (s *stream) enqueue(ctx context.Context, call *appending) error {
 	if first {
 		s.kick()
 	}
-	return nil
 }
 
 func (s *stream) kick() {
@@ -433,6 +464,7 @@ func (s *stream) finish(batch []*entry) {
 			// caller's again.
 			s.doubt = append(s.doubt, &entry{
 				subject: e.subject, record: append([]byte(nil), e.record...), gen: e.gen, slot: e.slot, doubtful: true,
+				copied: e.copied, fence: e.fence,
 			})
 		}
 		if c := e.call; c.left > 1 {
@@ -441,39 +473,6 @@ func (s *stream) finish(batch []*entry) {
 			c.end(settled)
 		}
 	}
-}
-
-func (s *stream) retryDoubt() {
-	ctx, cancel := context.WithTimeout(context.Background(), s.j.cfg.CommitTimeout)
-	defer cancel()
-	err := s.health(ctx)
-	if err == nil {
-		err = s.settleDoubt(ctx)
-	}
-	if err != nil { // tried again until it is known
-		s.j.log.Warn("it is still not known whether events were stored", "stream", s.info.Name, "events", len(s.doubt), "error", err)
-	}
-}
-
-// settleDoubt finds out about events whose callers have been told that they may
-// or may not be stored, so that the same event can be appended again.
-func (s *stream) settleDoubt(ctx context.Context) error {
-	if err := s.resolve(ctx, s.doubt); err != nil {
-		return err
-	}
-	if s.gated {
-		if err := s.j.cfg.Sync.Sync(s.info.Name); err != nil {
-			for _, e := range s.doubt {
-				e.seq, e.doubtful = 0, true
-			}
-			return fmt.Errorf("sync: %w", err)
-		}
-		s.durable.store(s.last)
-	}
-	s.recent.settle(s.doubt, 0, s.j.cfg.Index != nil)
-	clear(s.doubt)
-	s.doubt = s.doubt[:0]
-	return nil
 }
 
 // pause waits, and reports whether ctx is still good.

@@ -50,6 +50,13 @@ var (
 	// ErrUnknownPlan means that the plan is not in the region's plan table.
 	ErrUnknownPlan = errors.New("unknown plan")
 
+	// ErrMoving means that the app's plan is being changed. Wait for the end of
+	// that change; it can be looked at.
+	ErrMoving = errors.New("the app's plan is being changed")
+
+	// ErrUnknownMove means that the app has not changed its plan.
+	ErrUnknownMove = errors.New("no such plan change")
+
 	// ErrGap means that a stream lacks sequences that a reader has not seen and
 	// that no retention rule explains. Stop and run the verification: data is
 	// missing. Reading on would hide the loss.

@@ -60,13 +60,43 @@ type Sealed struct {
 	Position Position
 	// Sequence is the record's sequence in its stream.
 	Sequence uint64
-	// Stored is when the record arrived.
+	// Stored is when the record arrived; of a copy, when the event first did.
 	Stored time.Time
 	// Plan is the plan of the stream that it was read from.
 	Plan string
-	// Record is the header and the envelope, see [ParseRecord].
+	// Record is the header and the envelope, see [ParseRecord]; of a marker its
+	// payload.
 	Record []byte
+	// Role is what the record is.
+	Role Role
+	// Generation is the route generation that wrote the record; of a copy it is
+	// greater than its position's.
+	Generation uint16
+	// From is the plan that a copy was made from.
+	From string
+	// Source is the sequence, in the stream that a copy was made from, of what
+	// was copied.
+	Source uint64
 }
+
+// A Role says what a record of a stream is. All but events belong to plan
+// changes; see docs/format/subjects.md.
+type Role uint8
+
+// The roles.
+const (
+	// RoleEvent is an event, at its first place.
+	RoleEvent Role = iota
+	// RoleCopy is an event that a plan change has copied: the same event at the
+	// same position, with another envelope.
+	RoleCopy
+	// RoleSeal ends an app's part of a stream.
+	RoleSeal
+	// RoleOpen begins an app's part of a stream.
+	RoleOpen
+	// RoleClose says that everything that a plan change keeps has been copied.
+	RoleClose
+)
 
 // StreamInfo names one message stream of a region.
 type StreamInfo struct {

@@ -18,6 +18,10 @@ const (
 	// generationHeader carries the route generation of an app that has changed
 	// its plan; it is left out for generation 0.
 	generationHeader = "Coffer-Generation"
+	// copyHeader is that of an event that a plan change has copied.
+	copyHeader = "Coffer-Copy"
+
+	expectedSubject = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 	// askHealth is how long an acknowledgement may take before the server's
 	// health is looked at.
@@ -82,6 +86,10 @@ func (p ackParser) parse(data []byte) (pubAck, error) {
 // publish may succeed later.
 var errRetry = errors.New("refused for now") //nolint:gochecknoglobals // a sentinel
 
+// errSealed marks a refusal because the app's route was sealed, or because the
+// marker is there already. Nothing was stored.
+var errSealed = fmt.Errorf("%w: the app has changed its plan", ErrUnavailable) //nolint:gochecknoglobals // a sentinel
+
 // classify turns the server's refusal into an error of this package. Nothing
 // was stored.
 func (e *apiError) classify() error {
@@ -98,6 +106,10 @@ func (e *apiError) classify() error {
 		return fmt.Errorf("%w: %w", ErrFull, text)
 	case 10059: // stream not found
 		return fmt.Errorf("%w: %w", ErrIncarnation, text)
+	case codeWrongSequence:
+		return fmt.Errorf("%w: %w", errSealed, text)
+	case codeWrongSequenceRaft, codeSequenceInProgress: // another expectation of the subject is under way
+		return fmt.Errorf("%w: %w: %w", ErrUnavailable, errRetry, text)
 	case 10008, 10009, 10211: // no leader, no quorum, too many batches under way
 		return fmt.Errorf("%w: %w: %w", ErrUnavailable, errRetry, text)
 	}
@@ -281,15 +293,39 @@ func (p *plain) drain() {
 
 // sendEntry publishes one entry.
 func sendEntry(nc *nats.Conn, e *entry, reply string) error {
+	bare := e.gen == 0 && e.copied == "" && e.fence == ""
 	switch {
-	case e.gen == 0 && reply == "":
+	case bare && reply == "":
 		return nc.Publish(e.subject, e.record)
-	case e.gen == 0:
+	case bare:
 		return nc.PublishRequest(e.subject, reply, e.record)
 	}
 	msg := &nats.Msg{Subject: e.subject, Reply: reply, Data: e.record, Header: nats.Header{}}
-	msg.Header.Set(generationHeader, strconv.Itoa(int(e.gen)))
+	e.describe(msg.Header)
+	e.guard(msg.Header)
 	return nc.PublishMsg(msg)
+}
+
+// describe sets the headers that readers need.
+func (e *entry) describe(h nats.Header) {
+	if e.gen > 0 {
+		h[generationHeader] = []string{strconv.Itoa(int(e.gen))}
+	}
+	if e.copied != "" {
+		h[copyHeader] = []string{e.copied}
+	}
+}
+
+// guard sets the headers by which the server refuses an entry whose fence is not
+// empty.
+func (e *entry) guard(h nats.Header) {
+	if e.fence == "" {
+		return
+	}
+	h[expectedSubjectSequence] = []string{"0"}
+	if e.fence != e.subject {
+		h[expectedSubject] = []string{e.fence}
+	}
 }
 
 func (p *plain) await(ctx context.Context) error {

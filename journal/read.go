@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -251,25 +252,44 @@ func (r *reader) decode(m jetstream.Msg) (Sealed, error) {
 		}
 		return Sealed{App: app, Position: Position(sequence), Sequence: sequence, Stored: stored, Record: m.Data()}, nil
 	}
-	subject, err := ParseSubject(m.Subject())
+	return sealedOf(m.Subject(), m.Headers(), sequence, stored, m.Data())
+}
+
+// sealedOf makes a Sealed of a stored message.
+func sealedOf(text string, h nats.Header, sequence uint64, stored time.Time, data []byte) (Sealed, error) {
+	subject, err := ParseSubject(text)
 	if err != nil {
 		return Sealed{}, fmt.Errorf("%w: sequence %d has a foreign subject", ErrCorrupt, sequence)
 	}
 	var generation uint64
-	if h := m.Headers(); len(h) > 0 {
-		if v := h.Get(generationHeader); v != "" {
-			if generation, err = strconv.ParseUint(v, 10, 16); err != nil {
-				return Sealed{}, fmt.Errorf("%w: sequence %d has no readable generation", ErrCorrupt, sequence)
-			}
+	if v := h.Get(generationHeader); v != "" {
+		if generation, err = strconv.ParseUint(v, 10, 16); err != nil {
+			return Sealed{}, fmt.Errorf("%w: sequence %d has no readable generation", ErrCorrupt, sequence)
 		}
 	}
 	position, err := NewPosition(uint16(generation), sequence) //nolint:gosec // parsed as 16 bits
 	if err != nil {
 		return Sealed{}, fmt.Errorf("sequence %d: %w: %w", sequence, ErrCorrupt, err)
 	}
-	return Sealed{
-		App: subject.App, Position: position, Sequence: sequence, Stored: stored, Plan: subject.Plan, Record: m.Data(),
-	}, nil
+	s := Sealed{
+		App: subject.App, Position: position, Sequence: sequence, Stored: stored, Plan: subject.Plan, Record: data,
+		Generation: uint16(generation), //nolint:gosec // parsed as 16 bits
+	}
+	switch subject.Marker {
+	case markSeal:
+		s.Role = RoleSeal
+	case markOpen:
+		s.Role = RoleOpen
+	case markClose:
+		s.Role = RoleClose
+	default:
+		if v := h.Get(copyHeader); v != "" {
+			if err := s.parseCopy(v); err != nil {
+				return Sealed{}, fmt.Errorf("sequence %d: %w", sequence, err)
+			}
+		}
+	}
+	return s, nil
 }
 
 // parseAckSubject reads sequence and time from the subject that a consumer's

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -79,6 +78,19 @@ type appRecord struct {
 	Created    time.Time `json:"created"`
 	Disabled   bool      `json:"disabled,omitzero"`
 	Private    []byte    `json:"private"`
+
+	// After a plan change.
+	Previous *routeRecord `json:"previous,omitzero"`
+	Moved    time.Time    `json:"moved,omitzero"`
+	Opened   uint64       `json:"opened,omitzero"`
+	Closed   uint64       `json:"closed,omitzero"`
+}
+
+type routeRecord struct {
+	Plan       string `json:"plan"`
+	Shard      int    `json:"shard"`
+	Generation uint16 `json:"generation"`
+	Sealed     uint64 `json:"sealed,omitzero"`
 }
 
 // appPrivate is the sealed part of an app's row.
@@ -389,10 +401,16 @@ func (r *Registry) encode(ctx context.Context, app App) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("seal its certificates: %w", err)
 	}
-	value, err := json.Marshal(appRecord{
+	rec := appRecord{
 		Version: appRowVersion, Account: app.Account, Region: app.Region, Plan: app.Plan, Generation: app.Generation,
 		Shard: app.Shard, Created: app.Created, Disabled: app.Disabled, Private: sealed,
-	})
+		Moved: app.Moved, Opened: app.Opened, Closed: app.Closed,
+	}
+	if app.Previous.Plan != "" {
+		previous := routeRecord(app.Previous)
+		rec.Previous = &previous
+	}
+	value, err := json.Marshal(rec)
 	if err != nil {
 		return nil, fmt.Errorf("encode its row: %w", err)
 	}
@@ -409,7 +427,7 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 		return App{}, fmt.Errorf("%w: row version %d is not known", ErrCorrupt, rec.Version)
 	case rec.Region != r.region.ID:
 		return App{}, fmt.Errorf("%w: the row names the region %q", ErrWrongRegion, rec.Region)
-	case rec.Generation > MaxGeneration || rec.Shard < 0:
+	case rec.Generation > MaxGeneration || rec.Shard < 0 || rec.Previous != nil && rec.Previous.Generation >= rec.Generation:
 		return App{}, fmt.Errorf("%w: generation or shard out of range", ErrCorrupt)
 	}
 	plain, err := r.keyring.OpenBlob(ctx, id.String(), purposePrivate, rec.Private)
@@ -424,6 +442,10 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 	app := App{
 		ID: id, Name: private.Name, Account: rec.Account, Region: rec.Region, Plan: rec.Plan, Generation: rec.Generation,
 		Shard: rec.Shard, Created: rec.Created, Disabled: rec.Disabled,
+		Moved: rec.Moved, Opened: rec.Opened, Closed: rec.Closed,
+	}
+	if rec.Previous != nil {
+		app.Previous = Route(*rec.Previous)
 	}
 	for _, s := range private.Certificates {
 		c, err := ParseCertificate(s)
@@ -433,54 +455,4 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 		app.Certificates = append(app.Certificates, c)
 	}
 	return app, nil
-}
-
-// drop removes an app from memory. The lock is held.
-func (r *Registry) drop(id AppID) {
-	if _, there := r.apps.LoadAndDelete(id); there {
-		r.size--
-	}
-}
-
-func (r *Registry) evict(id AppID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.changes++
-	r.drop(id)
-	delete(r.unknown, id)
-}
-
-func (r *Registry) evictAll() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.changes++
-	r.apps.Clear()
-	r.size = 0
-	clear(r.unknown)
-}
-
-// watch drops from memory what any process changes, until ctx ends. Before it
-// watches, and again after a watch broke, everything is dropped.
-func (r *Registry) watch(ctx context.Context, log *slog.Logger) {
-	const shortest, longest = 100 * time.Millisecond, 10 * time.Second
-	pause := shortest
-	for ctx.Err() == nil {
-		names, err := r.rows.Watch(ctx, appRow)
-		r.evictAll()
-		if err == nil {
-			pause = shortest
-			for name := range names {
-				if id, err := ParseAppID(strings.TrimPrefix(name, appRow)); err == nil {
-					r.evict(id)
-				}
-			}
-		} else if ctx.Err() == nil {
-			log.Warn("watch of the app registry failed, trying again", "region", r.region.ID, "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-			pause = min(2*pause, longest)
-		}
-	}
 }

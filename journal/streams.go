@@ -404,17 +404,20 @@ func (j *Journal) Last(ctx context.Context, name string) (uint64, error) {
 	return info.CachedInfo().State.LastSeq, nil
 }
 
-// Locate returns where a view has to be for a position of an app to be in it:
-// the app's present stream, and the sequence there. A position of an earlier
-// plan is in the views since the move, so its sequence is 0.
+// Locate returns where a view has to be for a position of an app to be in it: the
+// stream of the position's route, and the sequence there. A position of a route
+// before the last two is in the views since that one, so its sequence is 0.
 func (j *Journal) Locate(ctx context.Context, app AppID, position Position) (stream string, sequence uint64, err error) {
 	a, err := j.App(ctx, app)
 	if err != nil {
 		return "", 0, err
 	}
 	stream = StreamName(j.region.ID, a.Plan, a.Shard)
-	if position.Generation() == a.Generation {
+	switch {
+	case position.Generation() == a.Generation:
 		sequence = position.Sequence()
+	case a.Previous.Plan != "" && position.Generation() == a.Previous.Generation:
+		return StreamName(j.region.ID, a.Previous.Plan, a.Previous.Shard), position.Sequence(), nil
 	}
 	return stream, sequence, nil
 }

@@ -14,13 +14,24 @@ import (
 const Buckets = 16
 
 // A Subject is where an app's events of one bucket are published:
-// "msg.<plan>.<shard>.<app>.<bucket>". It names no user and no conversation.
+// "msg.<plan>.<shard>.<app>.<bucket>". It names no user and no conversation. A
+// marker of a plan change has a letter and a route generation in place of the
+// bucket.
 type Subject struct {
 	Plan   string
 	Shard  int
 	App    AppID
 	Bucket int
+	// Marker is 's', 'o' or 'c', 0 for an event; Generation goes with it.
+	Marker     byte
+	Generation uint16
 }
+
+const (
+	markSeal  = 's'
+	markOpen  = 'o'
+	markClose = 'c'
+)
 
 // BucketOf returns the bucket of a conversation: its tag modulo [Buckets].
 func BucketOf(conversation kms.Tag) int { return int(conversation[len(conversation)-1] % Buckets) }
@@ -49,6 +60,14 @@ func ParseSubject(s string) (Subject, error) {
 	if sub.App, err = ParseAppID(app); err != nil {
 		return Subject{}, fmt.Errorf("subject: %w", err)
 	}
+	if bucket != "" && (bucket[0] == markSeal || bucket[0] == markOpen || bucket[0] == markClose) {
+		generation, err := parseSmall(bucket[1:], MaxGeneration+1)
+		if err != nil {
+			return Subject{}, fmt.Errorf("subject generation: %w", err)
+		}
+		sub.Marker, sub.Generation = bucket[0], uint16(generation) //nolint:gosec // bounded
+		return sub, nil
+	}
 	if sub.Bucket, err = parseSmall(bucket, Buckets); err != nil {
 		return Subject{}, fmt.Errorf("subject bucket: %w", err)
 	}
@@ -74,6 +93,9 @@ func (s Subject) append(dst []byte) []byte {
 	dst = append(dst, '.')
 	dst, _ = s.App.AppendText(dst)
 	dst = append(dst, '.')
+	if s.Marker != 0 {
+		return strconv.AppendUint(append(dst, s.Marker), uint64(s.Generation), 10)
+	}
 	return strconv.AppendInt(dst, int64(s.Bucket), 10)
 }
 

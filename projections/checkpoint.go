@@ -11,6 +11,7 @@ const (
 	keyCheckpoint  = 'C'
 	keyFormat      = 'F'
 	keyRebuild     = 'R'
+	keySeal        = 'S'
 	checkpointForm = 1
 )
 

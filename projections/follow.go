@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/cofferdb/coffer/journal"
@@ -120,7 +121,7 @@ func (r *Runner) watchEnd(ctx context.Context, t *tail) {
 		if err != nil {
 			continue // the reader sees it too, and reports it
 		}
-		if cp := t.at(); last <= cp.Sequence && t.incomplete() > 0 {
+		if cp := t.at(); t.incomplete() > 0 && (last <= cp.Sequence || r.emptyTo(ctx, t.stream.Name, t.incomplete())) {
 			if err := r.store.Update(func(txn Txn) error {
 				txn.Delete(runnerKey(keyRebuild, t.projection.Name(), t.stream.Name))
 				return nil
@@ -140,6 +141,14 @@ func (r *Runner) applyAll(ctx context.Context, t *tail, batch []journal.Sealed) 
 			return err
 		}
 		n := min(len(batch), r.batch)
+		if i := slices.IndexFunc(batch[:n], func(s journal.Sealed) bool { return s.Role == journal.RoleOpen }); i > 0 {
+			n = i
+		} else if i == 0 {
+			if err := r.passSeal(ctx, t, batch[0]); err != nil {
+				return err
+			}
+			n = 1
+		}
 		if err := r.apply(ctx, t, batch[:n]); err != nil {
 			return err
 		}
@@ -177,9 +186,15 @@ func (r *Runner) commit(ctx context.Context, t *tail, batch []journal.Sealed) er
 	last := batch[len(batch)-1].Sequence
 	cp := Checkpoint{Incarnation: t.stream.Incarnation, Sequence: last}
 	target := t.rebuildTarget()
+	apply, fresh := t.sift(batch)
 	err := r.store.Update(func(txn Txn) error {
-		if err := guard(ctx, p, txn, t.stream.Name, batch); err != nil {
-			return err
+		if len(apply) > 0 {
+			if err := guard(ctx, p, txn, t.stream.Name, apply); err != nil {
+				return err
+			}
+		}
+		for i := range fresh {
+			txn.Set(sealKey(p, t.stream.Name, fresh[i].App, fresh[i].Generation), binary.BigEndian.AppendUint64(nil, fresh[i].Sequence))
 		}
 		txn.Set(runnerKey(keyCheckpoint, p.Name(), t.stream.Name), cp.append(nil))
 		if target > 0 && last >= target {
@@ -188,6 +203,7 @@ func (r *Runner) commit(ctx context.Context, t *tail, batch []journal.Sealed) er
 		return nil
 	})
 	if err != nil {
+		t.forget(fresh)
 		if len(batch) > 1 || isStoreError(err) || ctx.Err() != nil {
 			return err
 		}

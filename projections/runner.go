@@ -180,7 +180,10 @@ func (r *Runner) load() error {
 					return err
 				}
 			}
-			target, _, err = loadUint64(rd, runnerKey(keyRebuild, p.Name(), t.stream.Name))
+			if target, _, err = loadUint64(rd, runnerKey(keyRebuild, p.Name(), t.stream.Name)); err != nil {
+				return err
+			}
+			t.seals, err = loadSeals(rd, p, t.stream.Name)
 			return err
 		})
 		if err != nil {
@@ -222,6 +225,7 @@ func drop(txn Txn, p Projection) {
 	}
 	txn.DeleteRange(runnerRange(keyCheckpoint, p.Name()))
 	txn.DeleteRange(runnerRange(keyRebuild, p.Name()))
+	txn.DeleteRange(runnerRange(keySeal, p.Name()))
 }
 
 // Rebuild drops the projection's view and fills it again from the journal. It
@@ -294,6 +298,7 @@ func (r *Runner) restart(tails []*tail, targets []uint64) error {
 	}
 	for i, t := range tails {
 		t.reset(Checkpoint{}, targets[i])
+		t.seals = nil
 		if r.running != nil {
 			r.start(r.running, t)
 		}

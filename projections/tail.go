@@ -40,6 +40,8 @@ type tail struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	seals seals // of the goroutine that reads, and before it starts
+
 	// mu guards what follows. Only the reading goroutine changes it while that
 	// runs.
 	mu         sync.Mutex

@@ -40,7 +40,7 @@ func (v *View) Format() uint32 { return format }
 func (v *View) Tables() []byte {
 	return []byte{
 		tableEvents, tableConversations, tableByConv, tableIDs, tableUsers,
-		tableTargets, tableTimes, tableExpiry, tableTrimmed,
+		tableTargets, tableTimes, tableExpiry, tableMoves, tableTrimmed,
 	}
 }
 
@@ -89,11 +89,31 @@ func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batc
 		if !ok {
 			return recordError(stream, s, fmt.Errorf("the plan %q is not in the table", s.Plan))
 		}
-		if err := w.apply(s, retention); err != nil {
+		if err := v.role(&w, s, retention); err != nil {
 			return recordError(stream, s, err)
 		}
 	}
 	return w.flush()
+}
+
+// role applies a record as what it is.
+func (v *View) role(w *writer, s *journal.Sealed, retention time.Duration) error {
+	switch s.Role {
+	case journal.RoleOpen:
+		return w.opened(s)
+	case journal.RoleClose:
+		return w.closed(s)
+	case journal.RoleCopy:
+		before, ok := v.retention[s.From]
+		if !ok {
+			return fmt.Errorf("the plan %q is not in the table", s.From)
+		}
+		return w.copied(s, before, retention)
+	case journal.RoleEvent:
+		return w.apply(s, retention)
+	default:
+		return nil // seals are the runner's
+	}
 }
 
 func recordError(stream string, s *journal.Sealed, err error) error {
@@ -156,6 +176,9 @@ func (w *writer) apply(s *journal.Sealed, retention time.Duration) error {
 	w.txn.Set(w.key.id(s.App, h.Event), w.value)
 
 	e := event{stored: s.Stored.UnixMilli(), record: s.Record}
+	if s.Role == journal.RoleCopy {
+		e.copied = s.Generation
+	}
 	w.index(s, &h, eh.Subject, e, retention)
 	switch h.Type {
 	case journal.MessageSent:
@@ -210,7 +233,7 @@ func (w *writer) setFolded(app journal.AppID, conversation kms.Tag, p journal.Po
 
 // message writes a message, folded with what came before it.
 func (w *writer) message(s *journal.Sealed, h *journal.Header, e *event, awaited bool) error {
-	f := folded{stored: e.stored, first: s.Record}
+	f := folded{stored: e.stored, copied: e.copied, first: s.Record}
 	if awaited && !isZero(h.Conversation) {
 		if err := w.foldAwaited(s.App, h, &f); err != nil {
 			return err
@@ -390,7 +413,7 @@ func (w *writer) recall(s *journal.Sealed, h *journal.Header, target place, f fo
 	}
 	before := f.flags
 	if before&flagRecalled == 0 {
-		e := event{stored: f.stored, record: f.first}
+		e := event{stored: f.stored, copied: f.copied, record: f.first}
 		if err := e.bury(); err != nil {
 			return err
 		}

@@ -43,13 +43,22 @@ func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
 			if err := e.plan(); err != nil {
 				return err
 			}
-			return e.remove()
+			if len(e.slots) == 0 {
+				if err := e.sweep(); err != nil {
+					return err
+				}
+			}
+			if err := e.remove(); err != nil {
+				return err
+			}
+			e.swept()
+			return nil
 		})
 		if err != nil {
 			return total, fmt.Errorf("history: expire: %w", err)
 		}
 		total += e.events
-		if len(e.slots) == 0 {
+		if len(e.slots) == 0 && !e.worked {
 			return total, nil
 		}
 	}
@@ -65,6 +74,12 @@ type expirer struct {
 	times  map[timeKey]uint64 // how many events go from table T
 	key    key
 	value  []byte
+
+	// Of the sweep.
+	app    journal.AppID
+	rules  moveRules
+	more   bool // the sweep has not come to its end
+	worked bool // there was something to sweep
 }
 
 // A slot is an entry of table X.
@@ -150,17 +165,11 @@ func (e *expirer) collect(i int) error {
 		if err != nil {
 			return err
 		}
-		x := expired{app: s.at.app, position: pos, sender: v.sender, joined: joined}
-		if x.header, err = journal.ParseHeader(v.record); err != nil {
-			return fmt.Errorf("%w: %w", projections.ErrCorrupt, err)
+		x, err := expiredOf(s.at.app, pos, &v)
+		if err != nil {
+			return err
 		}
-		if v.flags&flagRecalled == 0 {
-			eh, err := kms.ParseHeader(v.record[journal.HeaderSize:])
-			if err != nil {
-				return fmt.Errorf("%w: %w", projections.ErrCorrupt, err)
-			}
-			x.sender = eh.Subject
-		}
+		x.joined = joined
 		e.found = append(e.found, x)
 		joined = true
 	}

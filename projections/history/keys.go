@@ -21,17 +21,19 @@ const (
 	tableTargets       = 'G' // app, target, position: its edits and recalls
 	tableTimes         = 'T' // app, hour: positions of the events of the hour
 	tableExpiry        = 'X' // hour, app, block: what expires in the hour
+	tableMoves         = 'M' // app: what plan changes have taken away
 	tableTrimmed       = 'O' // app: through where events have expired
 )
 
 // format is raised when keys or values change; the runner then rebuilds.
-const format = 1
+const format = 2
 
 const (
 	formByte = 1 // the first byte of the values of E and C
 
 	flagRecalled = 1
 	flagEdited   = 2
+	flagCopied   = 4
 
 	eventPrefix   = 10 // form, flags, stored
 	messagePrefix = 22 // form, flags, stored, changed, length
@@ -139,6 +141,7 @@ func spanOf(prefix []byte, after, before journal.Position, from, to *key) (lo, h
 type event struct {
 	flags  byte
 	stored int64   // milliseconds since 1970
+	copied uint16  // the route generation that has copied it; 0: none
 	sender kms.Tag // of a tombstone; otherwise the envelope has it
 	record []byte  // the clear header, and the envelope unless it is a tombstone
 }
@@ -148,6 +151,9 @@ func parseEvent(v []byte) (event, error) {
 		return event{}, damaged("event", len(v))
 	}
 	e := event{flags: v[1], stored: int64(binary.BigEndian.Uint64(v[2:10])), record: v[eventPrefix:]}
+	if e.flags&flagCopied != 0 && len(e.record) >= 2 {
+		e.copied, e.record = binary.BigEndian.Uint16(e.record), e.record[2:]
+	}
 	if e.flags&flagRecalled != 0 && len(e.record) >= len(e.sender) {
 		e.record = e.record[copy(e.sender[:], e.record):]
 	}
@@ -158,12 +164,32 @@ func parseEvent(v []byte) (event, error) {
 }
 
 func (e event) append(dst []byte) []byte {
-	dst = append(dst, formByte, e.flags)
+	dst = append(dst, formByte, withCopied(e.flags, e.copied))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(e.stored))
+	if e.copied != 0 {
+		dst = binary.BigEndian.AppendUint16(dst, e.copied)
+	}
 	if e.flags&flagRecalled != 0 {
 		dst = append(dst, e.sender[:]...)
 	}
 	return append(dst, e.record...)
+}
+
+func withCopied(flags byte, generation uint16) byte {
+	if generation != 0 {
+		return flags | flagCopied
+	}
+	return flags &^ flagCopied
+}
+
+// senderOf reads the sender's tag from a whole record.
+func senderOf(record []byte) (kms.Tag, error) {
+	_, envelope, err := journal.ParseRecord(record)
+	if err != nil {
+		return kms.Tag{}, err
+	}
+	h, err := kms.ParseHeader(envelope)
+	return h.Subject, err
 }
 
 // bury makes a tombstone of an event: its clear header and its sender's tag,
@@ -172,16 +198,12 @@ func (e *event) bury() error {
 	if e.flags&flagRecalled != 0 {
 		return nil
 	}
-	_, envelope, err := journal.ParseRecord(e.record)
-	if err != nil {
-		return err
-	}
-	h, err := kms.ParseHeader(envelope)
+	sender, err := senderOf(e.record)
 	if err != nil {
 		return err
 	}
 	e.flags |= flagRecalled
-	e.sender = h.Subject
+	e.sender = sender
 	e.record = e.record[:journal.HeaderSize:journal.HeaderSize]
 	return nil
 }
@@ -200,6 +222,7 @@ type folded struct {
 	flags   byte
 	stored  int64
 	changed journal.Position // of second
+	copied  uint16           // the route generation that has copied the message; 0: none
 	first   []byte           // the message; its header if it was recalled
 	second  []byte           // the newest edit, or the recall
 }
@@ -209,16 +232,21 @@ func parseFolded(v []byte) (folded, error) {
 		return folded{}, damaged("message", len(v))
 	}
 	n := uint64(binary.BigEndian.Uint32(v[18:22]))
-	if n < journal.HeaderSize || n > uint64(len(v)-messagePrefix) {
+	rest, copied := v[messagePrefix:], uint16(0)
+	if v[1]&flagCopied != 0 && len(rest) >= 2 {
+		copied, rest = binary.BigEndian.Uint16(rest), rest[2:]
+	}
+	if n < journal.HeaderSize || n > uint64(len(rest)) {
 		return folded{}, damaged("message", len(v))
 	}
 	f := folded{
-		flags:   v[1],
+		flags:   v[1] &^ flagCopied,
+		copied:  copied,
 		stored:  int64(binary.BigEndian.Uint64(v[2:10])),
 		changed: journal.Position(binary.BigEndian.Uint64(v[10:18])),
-		first:   v[messagePrefix : messagePrefix+n],
+		first:   rest[:n],
 	}
-	if rest := v[messagePrefix+n:]; len(rest) >= journal.HeaderSize {
+	if rest := rest[n:]; len(rest) >= journal.HeaderSize {
 		f.second = rest
 	} else if len(rest) > 0 || f.flags != 0 {
 		return folded{}, damaged("message", len(v))
@@ -227,10 +255,13 @@ func parseFolded(v []byte) (folded, error) {
 }
 
 func (f folded) append(dst []byte) []byte {
-	dst = append(dst, formByte, f.flags)
+	dst = append(dst, formByte, withCopied(f.flags, f.copied))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.stored))
 	dst = binary.BigEndian.AppendUint64(dst, uint64(f.changed))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(len(f.first)))
+	if f.copied != 0 {
+		dst = binary.BigEndian.AppendUint16(dst, f.copied)
+	}
 	dst = append(dst, f.first...)
 	return append(dst, f.second...)
 }

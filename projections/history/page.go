@@ -38,6 +38,10 @@ func (v *View) Messages(ctx context.Context, app journal.AppID, conversation kms
 	}
 	err := v.store.View(func(r projections.Reader) error {
 		p.replay.r = r
+		var err error
+		if p.replay.rules, err = loadRules(r, app); err != nil {
+			return err
+		}
 		return p.read()
 	})
 	if err != nil {
@@ -113,7 +117,7 @@ func (p *pager) fill(reverse bool) (more bool, err error) {
 			return false, err
 		}
 		switch {
-		case p.isHidden(f.first, f.stored):
+		case p.isHidden(pos, &f):
 			moved, err := p.replay.skipHidden()
 			if err != nil {
 				return false, err
@@ -132,8 +136,8 @@ func (p *pager) fill(reverse bool) (more bool, err error) {
 	return false, c.Close()
 }
 
-func (p *pager) isHidden(record []byte, stored int64) bool {
-	return p.replay.isHidden(&event{stored: stored, record: record})
+func (p *pager) isHidden(pos journal.Position, f *folded) bool {
+	return p.replay.isHidden(pos, &event{stored: f.stored, copied: f.copied, record: f.first})
 }
 
 func (p *pager) add(pos journal.Position, f folded) {
@@ -174,5 +178,9 @@ func (p *pager) any(after, before journal.Position, reverse bool) (bool, error) 
 		return false, c.Close()
 	}
 	f, err := parseFolded(c.Value())
-	return err == nil && !p.isHidden(f.first, f.stored), err
+	if err != nil {
+		return false, err
+	}
+	pos, err := lastPosition(c.Key())
+	return err == nil && !p.isHidden(pos, &f), err
 }

@@ -26,6 +26,10 @@ func (v *View) Pick(ctx context.Context, app journal.AppID, positions []journal.
 	items := make([]Item, 0, len(positions))
 	err := v.store.View(func(r projections.Reader) error {
 		var k key
+		var err error
+		if p.rules, err = loadRules(r, app); err != nil {
+			return err
+		}
 		for _, position := range positions {
 			b, ok, err := r.Get(nil, k.event(app, position))
 			if err != nil {
@@ -38,7 +42,7 @@ func (v *View) Pick(ctx context.Context, app journal.AppID, positions []journal.
 			if err != nil {
 				return err
 			}
-			if p.isHidden(&e) {
+			if p.isHidden(position, &e) {
 				continue
 			}
 			items = append(items, Item{

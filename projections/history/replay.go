@@ -62,6 +62,10 @@ func (v *View) Replay(ctx context.Context, app journal.AppID, q Query, fn func(I
 		}
 		err := v.store.View(func(r projections.Reader) error {
 			p.r = r
+			var err error
+			if p.rules, err = loadRules(r, app); err != nil {
+				return err
+			}
 			if first {
 				if err := p.begin(); err != nil {
 					return err
@@ -106,7 +110,8 @@ type replay struct {
 	refused     error // what fn returned
 
 	r     projections.Reader
-	value []byte // scratch
+	rules moveRules // of r
+	value []byte    // scratch
 }
 
 // begin narrows the positions by time, and tells a reader that is too far behind.
@@ -198,7 +203,7 @@ func (p *replay) first(after journal.Position) (pos journal.Position, hidden boo
 		return 0, false, err
 	}
 	e, err := parseEvent(c.Value())
-	return pos, err == nil && p.isHidden(&e), err
+	return pos, err == nil && p.isHidden(pos, &e), err
 }
 
 // firstVisible returns the position before the first visible event.
@@ -220,8 +225,8 @@ func (p *replay) firstVisible(through journal.Position) (journal.Position, error
 		if err != nil {
 			return 0, err
 		}
-		if !p.isHidden(&e) {
-			pos, err := lastPosition(c.Key())
+		pos, err := lastPosition(c.Key())
+		if err != nil || !p.isHidden(pos, &e) {
 			return pos - 1, err
 		}
 	}
@@ -244,7 +249,9 @@ func loadTrimmed(r projections.Reader, app journal.AppID) (journal.Position, err
 	return lastPosition(append(make([]byte, 17, 25), v...))
 }
 
-func (p *replay) isHidden(e *event) bool { return p.hides && e.clock() < p.oldest }
+func (p *replay) isHidden(pos journal.Position, e *event) bool {
+	return p.hides && e.clock() < p.oldest || len(p.rules) > 0 && p.rules.hides(pos, e)
+}
 
 // cursor walks over the positions of a table with the app's prefix.
 func (p *replay) cursor(table byte, after, before journal.Position, reverse bool) projections.Cursor {
@@ -337,7 +344,7 @@ func (p *replay) give(table byte, pos journal.Position, v []byte) (size int, aga
 	if err != nil {
 		return 0, false, err
 	}
-	if p.isHidden(&e) {
+	if p.isHidden(pos, &e) {
 		again, err = p.skipHidden()
 		return 0, again, err
 	}
@@ -364,7 +371,7 @@ func (p *replay) give(table byte, pos journal.Position, v []byte) (size int, aga
 // skipHidden moves the lower bound to where the first visible event can be,
 // once: after a move to a plan that keeps less, most of an app may be hidden.
 func (p *replay) skipHidden() (moved bool, err error) {
-	if p.skipped {
+	if p.skipped || !p.hides {
 		return false, nil
 	}
 	p.skipped = true

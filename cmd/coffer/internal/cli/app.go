@@ -21,6 +21,7 @@ type appCmds struct {
 	Disable     appDisableCmd      `cmd:"" help:"Let an app answer nobody."`
 	Enable      appEnableCmd       `cmd:"" help:"Undo disable."`
 	Certificate appCertificateCmds `cmd:"" help:"Rotate the certificate that signs the app's tokens."`
+	Plan        appPlanCmd         `cmd:"" help:"Change an app's plan, or tell what that would do."`
 }
 
 type appCreateCmd struct {

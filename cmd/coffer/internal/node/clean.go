@@ -24,17 +24,23 @@ func (r *region) clean(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-expire.C:
-			if n, err := r.view.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
-				r.log.Error("expired events stay in the view", "err", err)
-			} else if n > 0 {
-				r.log.Info("expired events have left the view", "events", n)
-			}
-			if _, err := r.roaming.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
-				r.log.Error("expired events stay in the roaming view", "err", err)
-			}
+			r.expire(ctx)
+		case <-r.moved:
+			r.expire(ctx)
 		case <-destroy.C:
 			r.destroyEpochs(ctx, r.options.now())
 		}
+	}
+}
+
+func (r *region) expire(ctx context.Context) {
+	if n, err := r.view.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
+		r.log.Error("expired events stay in the view", "err", err)
+	} else if n > 0 {
+		r.log.Info("expired events have left the view", "events", n)
+	}
+	if _, err := r.roaming.Expire(ctx, r.options.now()); err != nil && ctx.Err() == nil {
+		r.log.Error("expired events stay in the roaming view", "err", err)
 	}
 }
 

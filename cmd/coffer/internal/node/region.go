@@ -61,11 +61,12 @@ type region struct {
 	rows     *journal.Rows // of the registry
 
 	callbacks *deliveries
-
-	listener net.Listener
-	server   *server.Server
-	http     *http.Server
-	url      string
+	mover     *journal.Mover
+	moved     chan struct{} // of capacity 1: a plan change is done
+	listener  net.Listener
+	server    *server.Server
+	http      *http.Server
+	url       string
 
 	options regionOptions
 
@@ -180,6 +181,9 @@ func (r *region) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.openMover(); err != nil {
+		return err
+	}
 	js, err := jetstream.New(r.conn)
 	if err != nil {
 		return fmt.Errorf("opening the registry: %w", err)
@@ -203,6 +207,7 @@ func (r *region) openJournal(ctx context.Context) error {
 func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
+		Mover:  r.mover,
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
 		Attached:  r.attached,
@@ -233,6 +238,7 @@ func (r *region) run(ctx context.Context) error {
 	views.Go(func() { r.sweepShelves(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
+	views.Go(func() { _ = r.mover.Run(ctx) }) // as keys.Run
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listener: %w", err)
 	}

@@ -61,6 +61,7 @@ func pathParameters() map[string]parameter {
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
 		"user":         {about: "a user's id; a user's token knows its own only", schema: text(idPattern)},
+		"move":         {about: "the number of a plan change of the app; the last one can be seen", schema: text("^[0-9]{1,4}$")},
 		"job":          {about: "a job's id", schema: object{"type": "string", "minLength": 1}},
 		"account":      {about: "an account's id", schema: text("^[a-z0-9_-]{1,64}$")},
 		"region":       {about: "the region's own id", schema: text("^[a-z0-9]{1,8}$")},
@@ -305,6 +306,19 @@ func (s *Server) descriptions() map[string]description {
 			id: "createApp", summary: "Make an app", body: reflect.TypeFor[createAppBody](),
 			answers:  []documented{ok[appView](201, "the app with, this once, its certificates")},
 			problems: []kind{k.exists, k.regionForbidden, k.storeFull},
+		},
+		"POST /v1/admin/apps/{app}/plan": {
+			id: "changePlan", summary: "Change an app's plan, or tell what that would do", body: reflect.TypeFor[planBody](),
+			text: "Reading and appending go on. A plan that keeps less hides at once what is too old for it, and destroys its keys; " +
+				"a plan that keeps more keeps what has not expired. Positions and cursors stay.",
+			answers: []documented{
+				ok[planPreview](200, "with `dry_run`: what would stay and what would go; nothing is changed"),
+				ok[moveView](202, "it is durable; `Location` says how it goes"),
+			},
+			problems: []kind{k.wrongRegion, k.planChanging, k.storeFull},
+		},
+		"GET /v1/admin/apps/{app}/moves/{move}": {
+			id: "move", summary: "How a plan change goes", answers: []documented{ok[moveView](200, "the plan change")}, problems: []kind{k.wrongRegion},
 		},
 		"GET /v1/admin/accounts": {id: "accounts", summary: "The region's accounts", answers: []documented{ok[list[accounts.Account]](200, "all of them")}},
 		"POST /v1/admin/accounts": {

@@ -42,8 +42,7 @@ func (s *Server) oneEvent(c *call) error {
 	if sees, err := s.sees(c, header.Conversation); err != nil || !sees {
 		return cmp.Or(err, error(s.kinds.notFound.problem("there is no such event")))
 	}
-	plan, ok := s.journal.Plan(c.app.Plan)
-	if !ok || plan.Clock(header.Time(), item.Stored).Before(plan.Oldest(s.now())) {
+	if (journal.Plan{}).Clock(header.Time(), item.Stored).Before(s.oldest(c.app)) {
 		p := s.kinds.retentionExpired.problem("the event is older than the app's plan keeps")
 		p.OldestAvailable = s.oldestAvailable(c.app)
 		return p

@@ -114,6 +114,7 @@ func kinds() kindTable {
 		keyNeeded:         kind{status: 409, code: "key-needed", title: "The key is still needed"},
 		rotating:          kind{status: 409, code: "certificate-rotating", title: "The certificate is being rotated already"},
 		deleted:           kind{status: 410, code: "deleted", title: "It has been deleted"},
+		planChanging:      kind{status: 409, code: "plan-changing", title: "The app's plan is being changed", retryable: true, retryAfter: 5},
 		keysBusy:          kind{status: 409, code: "keys-busy", title: "Another key job is under way"},
 		notSupported:      kind{status: 422, code: "not-supported", title: "The key service cannot do this"},
 		endpointInvalid:   kind{status: 422, code: "endpoint-invalid", title: "The endpoint cannot be used like this"},
@@ -146,7 +147,7 @@ type kindTable struct {
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, rangeUnfit, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
 	rotating, deleted,
-	exportUnfinished, exportsFull, keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
+	planChanging, exportUnfinished, exportsFull, keyNeeded, keysBusy, notSupported, kmsUnavailable, kmsRefused, storeUnavailable, storeInconsistent, viewBehind, storeFull kind
 }
 
 // mapping is a row of the error table. An empty detail means that the error's
@@ -198,6 +199,8 @@ func errorTable() []mapping {
 		{journal.ErrAppExists, k.exists, "an app with this id exists"},
 		{journal.ErrWrongRegion, k.wrongRegion, "the app belongs to another region"},
 		{journal.ErrDisabled, k.appDisabled, "an operator has disabled the app"},
+		{journal.ErrMoving, k.planChanging, "another plan change of the app is under way; it can be looked at under /moves"},
+		{journal.ErrUnknownMove, k.notFound, "there is no such plan change; an app's last one can be seen"},
 		{journal.ErrConflict, k.conflict, "an event with this id and another content is stored"},
 		{accounts.ErrNotFound, k.notFound, "there is no such account"},
 		{accounts.ErrExists, k.exists, "an account with this id exists"},

@@ -67,12 +67,7 @@ func (s *Server) replayQuery(c *call) (history.Query, binding, error) {
 
 // oldest is the earliest retention clock that the app's plan still serves.
 func (s *Server) oldest(app journal.App) time.Time {
-	plan, ok := s.journal.Plan(app.Plan)
-	if !ok {
-		// A plan that has left the table: serving nothing is the safe answer.
-		return s.now()
-	}
-	return plan.Oldest(s.now())
+	return s.journal.Oldest(app, s.now())
 }
 
 // oldestAvailable is oldest, to the second, for problems.

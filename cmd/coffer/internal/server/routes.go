@@ -90,6 +90,8 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/apps", who: operator, query: []string{"account"}, handle: (*Server).listApps},
 		{method: "POST", path: "/v1/admin/apps", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createApp},
 		{method: "GET", path: "/v1/admin/apps/{app}", who: operator, handle: (*Server).showApp},
+		{method: "POST", path: "/v1/admin/apps/{app}/plan", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changePlan},
+		{method: "GET", path: "/v1/admin/apps/{app}/moves/{move}", who: operator, handle: (*Server).showMove},
 		{method: "GET", path: "/v1/admin/accounts", who: operator, handle: (*Server).listAccounts},
 		{method: "POST", path: "/v1/admin/accounts", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createAccount},
 		{method: "PATCH", path: "/v1/admin/apps/{app}", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changeApp},

@@ -83,6 +83,7 @@ type Unready struct {
 // Options is what a server needs. All are required but Elsewhere, Ready,
 // Limits, Log and Now.
 type Options struct {
+	Mover    *journal.Mover
 	Region   journal.Region
 	Journal  *journal.Journal
 	History  *history.View
@@ -124,6 +125,8 @@ type Server struct {
 	log       *slog.Logger
 	now       func() time.Time
 
+	mover *journal.Mover
+
 	document func() ([]byte, error) // OpenAPI, made at the first request for it
 
 	table   []route
@@ -152,6 +155,7 @@ func New(o Options) *Server {
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
 	}
+	s.mover = o.Mover
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -348,6 +348,11 @@ func gone(err error) bool {
 // plaintext is the event's canonical JSON, so its last byte is the brace.
 func (s *Server) appendLine(ctx context.Context, dst []byte, app journal.AppID, record []byte, position journal.Position) ([]byte, error) {
 	opened, err := s.journal.OpenRecord(ctx, dst, app, record)
+	if errors.Is(err, kms.ErrEpochDestroyed) {
+		if again := s.copyOf(ctx, app, record, position); again != nil {
+			opened, err = s.journal.OpenRecord(ctx, dst, app, again)
+		}
+	}
 	if err != nil {
 		return dst, err
 	}
