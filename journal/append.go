@@ -48,6 +48,14 @@ func (j *Journal) route(ctx context.Context, id AppID) (*route, error) {
 			return r, nil
 		}
 	}
+	return j.newRoute(ctx, id, known)
+}
+
+// newRoute makes an app's route, and keeps it with what the registry remembers
+// of the app. It is apart from route because it takes much room on the stack,
+// as does whatever is rare in an append: a goroutine whose stack stays small is
+// not copied to a larger one.
+func (j *Journal) newRoute(ctx context.Context, id AppID, known *cachedApp) (*route, error) {
 	app, err := j.registry.App(ctx, id)
 	if err != nil {
 		return nil, err
@@ -124,6 +132,7 @@ type appending struct {
 	outcome atomic.Uint32
 	done    chan struct{} // of capacity 1; signalled when outcome is set
 
+	event   Event // the one that is being added
 	results []Result
 	at      []int // at[i] is the index of the result of entry i
 	buffers []*recordBuffer
@@ -142,9 +151,9 @@ func (a *appending) put() {
 	clear(a.entries)
 	clear(a.buffers)
 	clear(a.follow)
-	done := a.done
-	entries, at, buffers, follow := a.entries[:0], a.at[:0], a.buffers[:0], a.follow[:0]
-	*a = appending{done: done, entries: entries, at: at, buffers: buffers, follow: follow} //nolint:govet // nobody else has it
+	a.entries, a.at, a.buffers, a.follow = a.entries[:0], a.at[:0], a.buffers[:0], a.follow[:0]
+	a.j, a.route, a.tagger, a.ctx, a.results, a.event = nil, nil, nil, nil, nil, Event{}
+	a.outcome.Store(waiting)
 	appendingPool.Put(a)
 }
 
@@ -154,6 +163,11 @@ type follower struct {
 	event Event
 	timed bool
 	slot  *slot
+}
+
+// awaitOther notes that a.event, the i-th of the call, has the id of another one.
+func (a *appending) awaitOther(i int, timed bool, other *slot) {
+	a.follow = append(a.follow, follower{at: i, event: a.event, timed: timed, slot: other})
 }
 
 // Append stores events of an app, and returns when each is durable or has been
@@ -251,14 +265,18 @@ func (j *Journal) appendOn(ctx context.Context, r *route, app AppID, events []Ev
 	a.results = results
 	// Entries are pointed to, so they must not move.
 	a.entries = slices.Grow(a.entries, len(events))
-	a.prepare(ctx, events)
+	if len(events) > 1 {
+		a.prepare(ctx, events)
+	}
 	for i := range events {
-		if err := a.add(ctx, i, events[i]); err != nil {
+		a.event = events[i]
+		if err := a.add(ctx, i); err != nil {
 			a.results[i].Err = err
 		}
 	}
 	settled := a.wait(ctx)
-	for _, f := range a.follow {
+	for i := range a.follow {
+		f := &a.follow[i]
 		results[f.at] = a.followed(ctx, f)
 	}
 	if settled {
@@ -270,9 +288,6 @@ func (j *Journal) appendOn(ctx context.Context, r *route, app AppID, events []Ev
 // prepare makes the keys of a batch in one go. What fails shows again, by
 // event, when the event is sealed.
 func (a *appending) prepare(ctx context.Context, events []Event) {
-	if len(events) < 2 {
-		return
-	}
 	epochs := make(map[kms.Epoch]map[kms.Tag]struct{}, 1)
 	for i := range events {
 		t := events[i].Time
@@ -299,9 +314,10 @@ func (a *appending) prepare(ctx context.Context, events []Event) {
 	}
 }
 
-// add checks and seals one event and makes it an entry of the call, unless it
-// was stored before.
-func (a *appending) add(ctx context.Context, i int, e Event) error {
+// add checks and seals a.event, the i-th of the call, and makes it an entry of
+// the call, unless it was stored before.
+func (a *appending) add(ctx context.Context, i int) error {
+	e := &a.event
 	timed, named := !e.Time.IsZero(), e.ID != ""
 	if err := e.Normalize(a.now, a.j.cfg.Limits); err != nil {
 		return err
@@ -325,16 +341,14 @@ func (a *appending) add(ctx context.Context, i int, e Event) error {
 	s.plain = e.AppendJSON(s.plain[:0], a.app)
 
 	recent := a.route.stream.recent
-	mine, ok := recent.reserve(slot{tag: header.Event, sum: recent.sum(s.plain), millis: header.Millis, gen: a.route.gen})
+	mine, ok := recent.reserve(header.Event, recent.sum(s.plain), header.Millis, a.route.gen)
 	if !ok {
-		a.follow = append(a.follow, follower{at: i, event: e, timed: timed, slot: mine})
+		a.awaitOther(i, timed, mine)
 		return nil
 	}
 	if named && a.j.cfg.Index != nil {
-		result, found, err := a.lookup(ctx, &e, timed, header.Event)
-		if found || err != nil {
+		if found, err := a.lookup(ctx, i, timed, header.Event); found || err != nil {
 			recent.release(mine)
-			a.results[i] = result
 			return err
 		}
 	}
@@ -394,32 +408,33 @@ func (a *appending) wait(ctx context.Context) bool {
 	return true
 }
 
-// lookup asks the index for an event with the same id.
-func (a *appending) lookup(ctx context.Context, e *Event, timed bool, tag kms.Tag) (Result, bool, error) {
-	result := Result{ID: e.ID, Time: e.Time}
+// lookup asks the index for an event with the same id as a.event, the i-th of
+// the call, and completes the result when there is one.
+func (a *appending) lookup(ctx context.Context, i int, timed bool, tag kms.Tag) (bool, error) {
 	record, position, ok, err := a.j.cfg.Index.Lookup(ctx, a.app, tag)
 	if err != nil {
-		return result, false, fmt.Errorf("%w: look for an event with the same id: %w", ErrUnavailable, err)
+		return false, fmt.Errorf("%w: look for an event with the same id: %w", ErrUnavailable, err)
 	}
 	if !ok {
-		return result, false, nil
+		return false, nil
 	}
 	header, err := ParseHeader(record)
 	if err != nil {
-		return result, true, err
+		return true, err
 	}
+	result := &a.results[i]
 	result.Position, result.Time = position, header.Time()
 	if len(record) > HeaderSize {
-		same, err := a.compare(ctx, e, timed, header, record)
+		same, err := a.compare(ctx, &a.event, timed, header, record)
 		if err != nil {
-			return result, true, err
+			return true, err
 		}
 		if !same {
-			return result, true, fmt.Errorf("event at position %s: %w", position, ErrConflict)
+			return true, fmt.Errorf("event at position %s: %w", position, ErrConflict)
 		}
 	}
 	result.Duplicate = true
-	return result, true, nil
+	return true, nil
 }
 
 // compare opens the stored record: no hash of plaintext is kept anywhere.
@@ -444,7 +459,7 @@ func (a *appending) compare(ctx context.Context, e *Event, timed bool, header He
 
 // followed answers for an event whose id another one has that is, or just was,
 // under way.
-func (a *appending) followed(ctx context.Context, f follower) Result {
+func (a *appending) followed(ctx context.Context, f *follower) Result {
 	result := Result{ID: f.event.ID, Time: f.event.Time}
 	recent := a.route.stream.recent
 	s := takeScratch()

@@ -62,10 +62,14 @@ func (r *recent) sum(canonical []byte) bodySum {
 
 // reserve takes the tag for an event that is about to be appended. When the tag
 // is taken it returns the slot that has it, and false.
-func (r *recent) reserve(fresh slot) (*slot, bool) {
+func (r *recent) reserve(tag kms.Tag, sum bodySum, millis int64, gen uint16) (*slot, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.slots.insert(fresh)
+	s, ok := r.slots.insert(tag)
+	if ok {
+		s.sum, s.millis, s.gen = sum, millis, gen
+	}
+	return s, ok
 }
 
 // release gives up slots whose event was not stored.

@@ -10,8 +10,16 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// maxPatience bounds how long a round stays open for writers that are expected.
-const maxPatience = 10 * time.Millisecond
+const (
+	// maxPatience bounds how long a round stays open for writers that are
+	// expected.
+	maxPatience = 10 * time.Millisecond
+
+	// twoGroups is the number of writers from which a round takes half of them:
+	// the others seal while its sync is under way, when there is nothing else to
+	// do. Fewer are faster together, because a sync costs much by itself.
+	twoGroups = 256
+)
 
 // rounds commits a stream that this process syncs itself. A round publishes
 // what has arrived, in chunks, as long as writers that are known to be about
@@ -158,7 +166,11 @@ func (r *rounds) ready() bool {
 
 // full reports whether the round takes no more events.
 func (r *rounds) full() bool {
-	return len(r.batch) >= r.known-r.known/8 || len(r.batch) >= maxCommitEvents || r.bytes >= maxCommitBytes
+	enough := r.known - r.known/8
+	if r.known >= twoGroups {
+		enough = r.known / 2
+	}
+	return len(r.batch) >= enough || len(r.batch) >= maxCommitEvents || r.bytes >= maxCommitBytes
 }
 
 // collect returns when everything in the round is stored, and no more is waited

@@ -1,6 +1,10 @@
 package journal
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"github.com/cofferdb/coffer/kms"
+)
 
 const (
 	// slotBlock is how many slots are made at a time: they live and die about
@@ -34,7 +38,7 @@ type slots struct {
 }
 
 // fingerprint returns the 32 bits of a tag that a bucket has.
-func fingerprint(s *slot) uint32 { return binary.BigEndian.Uint32(s.tag[:]) | 1<<31 }
+func fingerprint(tag *kms.Tag) uint32 { return binary.BigEndian.Uint32(tag[:]) | 1<<31 }
 
 // at returns a slot that is in the table.
 func (t *slotTable) at(number uint32) *slot {
@@ -42,17 +46,17 @@ func (t *slotTable) at(number uint32) *slot {
 	return &t.blocks[i/slotBlock].of[i%slotBlock]
 }
 
-// insert adds a slot, unless its tag is taken: then it returns the slot that
-// has it, and false.
-func (t *slotTable) insert(fresh slot) (*slot, bool) {
+// insert adds a slot for a tag, unless there is one: then it returns that, and
+// false.
+func (t *slotTable) insert(tag kms.Tag) (*slot, bool) {
 	if 2*t.used >= len(t.buckets) {
 		t.grow()
 	}
-	p, mask := fingerprint(&fresh), uint32(len(t.buckets)-1) //nolint:gosec // at most 2^32 slots have numbers
+	p, mask := fingerprint(&tag), uint32(len(t.buckets)-1) //nolint:gosec // at most 2^32 slots have numbers
 	i := p & mask
 	for ; t.buckets[i] != 0; i = (i + 1) & mask {
 		if b := t.buckets[i]; uint32(b>>32) == p {
-			if s := t.at(uint32(b)); s.tag == fresh.tag {
+			if s := t.at(uint32(b)); s.tag == tag {
 				return s, false
 			}
 		}
@@ -65,8 +69,7 @@ func (t *slotTable) insert(fresh slot) (*slot, bool) {
 		t.blocks = append(t.blocks, &slots{left: slotBlock})
 	}
 	s := t.at(n)
-	*s = fresh
-	s.number = n
+	s.tag, s.number = tag, n
 	t.buckets[i] = uint64(p)<<32 | uint64(n)
 	t.used++
 	return s, true
@@ -78,8 +81,9 @@ func (t *slotTable) remove(s *slot) {
 		return
 	}
 	mask := uint32(len(t.buckets) - 1) //nolint:gosec // see insert
-	want := uint64(fingerprint(s))<<32 | uint64(s.number)
-	i := fingerprint(s) & mask
+	p := fingerprint(&s.tag)
+	want := uint64(p)<<32 | uint64(s.number)
+	i := p & mask
 	for ; t.buckets[i] != want; i = (i + 1) & mask {
 		if t.buckets[i] == 0 {
 			return

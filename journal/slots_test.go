@@ -21,13 +21,14 @@ func TestSlotTable(t *testing.T) {
 			binary.BigEndian.PutUint32(tag[:], random.Uint32N(300)*0x00010001) // of which many share a bucket
 			tag[15] = byte(random.UintN(20))
 			if random.UintN(100) < 50+uint(step/10_000%2)*10 {
-				s, ok := table.insert(slot{tag: tag, millis: int64(step)})
+				s, ok := table.insert(tag)
 				switch known := model[tag]; {
-				case known == nil && (!ok || s.tag != tag || s.millis != int64(step)):
+				case known == nil && (!ok || s.tag != tag || s.millis != 0):
 					t.Fatalf("step %d: a free tag is refused, or its slot is another: %+v", step, *s)
 				case known != nil && (ok || s != known):
 					t.Fatalf("step %d: a taken tag is given away, or its slot is another", step)
 				case known == nil:
+					s.millis = 1 + int64(step)
 					model[tag] = s
 					order = append(order, s)
 				}
