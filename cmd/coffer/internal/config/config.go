@@ -68,6 +68,9 @@ type Limits struct {
 	AppRequests   int      `toml:"app_requests"`   // requests of one app a second; default 5,000
 	AppBurst      int      `toml:"app_burst"`      // requests of one app at once; default twice app_requests
 	AppStreams    int      `toml:"app_streams"`    // streams of one app at a time; default 1,024
+	UserRequests  int      `toml:"user_requests"`  // requests of one user a second; default 50
+	UserBurst     int      `toml:"user_burst"`     // requests of one user at once; default twice user_requests
+	UserStreams   int      `toml:"user_streams"`   // streams of one user at a time; default 16
 
 	AttachmentBytes int64 `toml:"attachment_bytes"` // of one attachment; default 10 MiB
 }
@@ -229,8 +232,10 @@ func (l Limits) check() error {
 	for name, negative := range map[string]bool{
 		"connections": l.Connections < 0, "request_bytes": l.RequestBytes < 0, "batch_events": l.BatchEvents < 0,
 		"header_timeout": l.HeaderTimeout < 0, "body_timeout": l.BodyTimeout < 0,
-		"streams": l.Streams < 0, "app_requests": l.AppRequests < 0, "app_burst": l.AppBurst < 0, "app_streams": l.AppStreams < 0, "attachment_bytes": l.AttachmentBytes < 0,
-		"idle_timeout": l.IdleTimeout < 0, "write_timeout": l.WriteTimeout < 0,
+		"streams": l.Streams < 0, "app_requests": l.AppRequests < 0, "app_burst": l.AppBurst < 0, "app_streams": l.AppStreams < 0,
+		"user_requests": l.UserRequests < 0, "user_burst": l.UserBurst < 0, "user_streams": l.UserStreams < 0,
+		"attachment_bytes": l.AttachmentBytes < 0,
+		"idle_timeout":     l.IdleTimeout < 0, "write_timeout": l.WriteTimeout < 0,
 	} {
 		if negative {
 			return fmt.Errorf("%w: limits.%s is negative", ErrInvalid, name)

@@ -216,6 +216,7 @@ func (r *region) run(ctx context.Context) error {
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
 			BodyTimeout: time.Duration(limits.BodyTimeout), WriteTimeout: time.Duration(limits.WriteTimeout),
 			Streams: limits.Streams, AppRequests: limits.AppRequests, AppBurst: limits.AppBurst, AppStreams: limits.AppStreams,
+			UserRequests: limits.UserRequests, UserBurst: limits.UserBurst, UserStreams: limits.UserStreams,
 			AttachmentBytes: limits.AttachmentBytes,
 		},
 	})

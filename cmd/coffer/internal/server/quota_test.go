@@ -109,3 +109,68 @@ func TestStreamsOfAnApp(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// TestGreedyUserBesideOthers: a user that asks without end is told to wait; the
+// other users of its app, and the app, notice nothing.
+func TestGreedyUserBesideOthers(t *testing.T) {
+	s := newSite(t, config.Limits{UserRequests: 1, UserBurst: 10, UserStreams: 2})
+	s.fill(3)
+	path := "/v1/apps/" + s.app + "/conversations/ann,ben/messages"
+	ann, ben := s.userToken("ann"), s.userToken("ben")
+	var refused atomic.Int64
+	var greedy sync.WaitGroup
+	for range 8 {
+		greedy.Go(func() {
+			for refused.Load() < 20 {
+				switch a := s.do(request{path: path, token: ann}); a.status {
+				case http.StatusOK:
+				case http.StatusTooManyRequests:
+					refused.Add(1)
+					if n, err := strconv.Atoi(a.header.Get("Retry-After")); err != nil || n < 1 || n > 10 || a.code(t) != "rate-limited" {
+						t.Errorf("Retry-After: %q: %s", a.header.Get("Retry-After"), a.body)
+					}
+				default:
+					t.Errorf("%d %s", a.status, a.body)
+				}
+			}
+		})
+	}
+	for refused.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range 10 {
+		if a := s.do(request{path: path, token: ben}); a.status != http.StatusOK {
+			t.Errorf("ben's request %d: %d %s", i, a.status, a.body)
+		}
+		if a := s.do(request{path: path}); a.status != http.StatusOK {
+			t.Errorf("the app's request %d: %d %s", i, a.status, a.body)
+		}
+	}
+	greedy.Wait()
+}
+
+// TestStreamsOfAUser: streams are counted for each user.
+func TestStreamsOfAUser(t *testing.T) {
+	s := newSite(t, config.Limits{UserStreams: 2})
+	s.fill(3)
+	app := s.token
+	open := func(user string) tailer {
+		s.token = s.userToken(user)
+		defer func() { s.token = app }()
+		return openEventStream(t.Context(), s, "&conversation=ann,ben", "")
+	}
+	tails := []tailer{open("ann"), open("ann"), open("ben")}
+	a := s.do(request{path: s.events() + "?conversation=ann,ben", token: s.userToken("ann"), header: map[string]string{"Accept": "text/event-stream"}})
+	if a.status != http.StatusTooManyRequests || a.code(t) != "rate-limited" || a.header.Get("Retry-After") == "" {
+		t.Errorf("over the limit: %d %s", a.status, a.body)
+	}
+	if a := s.do(request{path: s.events() + "?limit=1&follow=false", header: map[string]string{"Accept": "text/event-stream"}}); a.status != http.StatusOK {
+		t.Errorf("the app's: %d %s", a.status, a.body)
+	}
+	for _, tail := range tails {
+		if _, _, ok := tail.next(); !ok {
+			t.Error("a tail has ended")
+		}
+		tail.close()
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -41,6 +42,9 @@ type Limits struct {
 	AppRequests  int           // requests of one app a second; 5,000
 	AppBurst     int           // requests of one app at once; 10,000
 	AppStreams   int           // streams of one app at a time; 1,024
+	UserRequests int           // requests of one user a second; 50
+	UserBurst    int           // requests of one user at once; 100
+	UserStreams  int           // streams of one user at a time; 16
 
 	AttachmentBytes int64 // of one attachment, for the document; 10 MiB
 	Event           journal.Limits
@@ -58,6 +62,9 @@ func (l Limits) withDefaults() Limits {
 	setDefault(&l.AppRequests, 5000)
 	setDefault(&l.AppBurst, 2*l.AppRequests)
 	setDefault(&l.AppStreams, 1024)
+	setDefault(&l.UserRequests, 50)
+	setDefault(&l.UserBurst, 2*l.UserRequests)
+	setDefault(&l.UserStreams, 16)
 	setDefault(&l.AttachmentBytes, 10<<20)
 	return l
 }
@@ -136,6 +143,7 @@ type Server struct {
 	streams *semaphore.Weighted // replays under way
 	quotas  *quotas
 	news    news
+	turns   turns
 
 	// changed is the runner's; a test puts itself in between.
 	changed func(journal.AppID) <-chan struct{}
@@ -165,6 +173,7 @@ func New(o Options) *Server {
 	s.bodies = semaphore.NewWeighted(s.limits.BodyBytes)
 	s.streams = semaphore.NewWeighted(int64(s.limits.Streams))
 	s.quotas = newQuotas(s.limits)
+	s.turns.free = runtime.GOMAXPROCS(0)
 	if s.runner != nil {
 		s.changed = s.runner.Changed
 	}

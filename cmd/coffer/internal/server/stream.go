@@ -101,7 +101,7 @@ func (t *stream) wait() error {
 // past sends from the line of three up to the present end of the view.
 func (t *stream) past(ctx context.Context) (more bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	source := newLineSource(t.s, t.c.app.ID)
+	source := newLineSource(t.s, t.c.who())
 	source.start(ctx, t.q)
 	defer source.wait()
 	defer cancel()
@@ -219,7 +219,7 @@ func (b *sealedBatch) add(item history.Item) {
 // given back with recycle, or the line stops.
 type lineSource struct {
 	s      *Server
-	app    journal.AppID
+	who    userOfApp
 	free   chan *sealedBatch
 	sealed chan *sealedBatch
 	opened chan *sealedBatch
@@ -231,9 +231,9 @@ type lineSource struct {
 	next  journal.Position
 }
 
-func newLineSource(s *Server, app journal.AppID) *lineSource {
+func newLineSource(s *Server, who userOfApp) *lineSource {
 	l := &lineSource{
-		s: s, app: app, free: make(chan *sealedBatch, batches),
+		s: s, who: who, free: make(chan *sealedBatch, batches),
 		sealed: make(chan *sealedBatch, batches), opened: make(chan *sealedBatch, batches),
 	}
 	for range batches {
@@ -252,7 +252,12 @@ func (l *lineSource) start(ctx context.Context, q history.Query) {
 	l.work.Go(func() {
 		defer close(l.opened)
 		for b := range l.sealed {
-			l.s.openBatch(ctx, l.app, b)
+			done, err := l.s.turns.take(ctx, l.who)
+			if err != nil {
+				return
+			}
+			l.s.openBatch(ctx, l.who.app, b)
+			done()
 			select {
 			case l.opened <- b:
 			case <-ctx.Done():
@@ -278,7 +283,7 @@ func (l *lineSource) read(ctx context.Context, q history.Query) {
 	if err != nil {
 		return
 	}
-	next, err := l.s.history.Replay(ctx, l.app, q, func(item history.Item) error {
+	next, err := l.s.history.Replay(ctx, l.who.app, q, func(item history.Item) error {
 		if b.full(item) {
 			l.sealed <- b // never blocks: it has room for every batch
 			var err error
