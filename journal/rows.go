@@ -44,10 +44,12 @@ type Rows struct {
 	// left is signalled when an erasure was not finished.
 	left chan struct{}
 
-	sweeping sync.Mutex     // one sweep at a time
+	sweeping sync.Mutex // one sweep at a time
+	rolling  sync.Mutex // guards rolled, and is held while a mark is set
+	rolled   bool       // UpdateGroup writes behind a mark: see roll
+
 	mu       sync.Mutex     // guards what follows
 	deferred map[string]int // revisions of a row that UpdateGroup left to Sweep
-	rolled   bool           // UpdateGroup writes behind a mark: see roll
 	soon     *time.Timer    // of the sweep after groups
 }
 

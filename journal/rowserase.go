@@ -47,14 +47,24 @@ func (r *Rows) Sweep(ctx context.Context) error {
 		r.giveBack(deferred)
 		return fmt.Errorf("sweep rows: %w", err)
 	}
+	r.rolling.Lock()
+	defer r.rolling.Unlock()
+	r.rolled = false
 	return nil
 }
 
 func (r *Rows) takeDeferred() map[string]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.soon != nil {
+		r.soon.Stop()
+	}
+	select { // this is the sweep that was asked for
+	case <-r.left:
+	default:
+	}
 	deferred := r.deferred
-	r.deferred, r.rolled = map[string]int{}, false
+	r.deferred = map[string]int{}
 	return deferred
 }
 
@@ -64,6 +74,7 @@ func (r *Rows) giveBack(deferred map[string]int) {
 	for name, n := range deferred {
 		r.deferred[name] += n
 	}
+	r.unfinished()
 }
 
 func (r *Rows) sweep(ctx context.Context) error {
@@ -278,28 +289,15 @@ func (r *Rows) overwrite(ctx context.Context, sequence uint64) error {
 // returns when that is durable. One that another writes meanwhile needs it no
 // more.
 func (r *Rows) carry(ctx context.Context, have survey, mark uint64) error {
-	var rows []scanned
-	flush := func() error {
-		errs := make([]error, len(rows))
-		inParallel(len(rows), func(i int) {
-			m := rows[i]
-			if _, err := r.write(ctx, m.name, m.data, m.sequence, m.operation); err != nil && !errors.Is(err, kms.ErrRowConflict) {
-				errs[i] = fmt.Errorf("move row %s: %w", m.name, err)
-			}
-		})
-		rows = rows[:0]
-		return errors.Join(errs...)
+	var names []string
+	for name, seq := range have.last {
+		if seq < mark && !filler(name) {
+			names = append(names, name)
+		}
 	}
-	err := r.scan(ctx, 0, mark-1, false, func(m scanned) error {
-		if have.last[m.name] != m.sequence || filler(m.name) {
-			return nil
-		}
-		if rows = append(rows, m); len(rows) < groupAtOnce {
-			return nil
-		}
-		return flush()
-	})
-	if err := errors.Join(err, flush()); err != nil {
+	errs := make([]error, len(names))
+	inParallel(len(names), func(i int) { errs[i] = r.carryOne(ctx, names[i], mark) })
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	if r.sync != nil {
@@ -310,17 +308,33 @@ func (r *Rows) carry(ctx context.Context, have survey, mark uint64) error {
 	return nil
 }
 
+func (r *Rows) carryOne(ctx context.Context, name string, mark uint64) error {
+	msg, err := r.last(ctx, name)
+	if err == nil && msg != nil && msg.Sequence < mark {
+		_, err = r.write(ctx, name, msg.Data, msg.Sequence, msg.Header.Get(kvOperation))
+	}
+	if err != nil && !errors.Is(err, kms.ErrRowConflict) {
+		return fmt.Errorf("move row %s: %w", name, err)
+	}
+	return nil
+}
+
 // rollFor lets the first of many updates begin behind a mark, so that what is
 // written by them need not be moved when what they replace is erased.
 func (r *Rows) rollFor(ctx context.Context, updates int) error {
-	r.mu.Lock()
-	needed := !r.rolled && updates >= bulkFrom/2
-	r.rolled = r.rolled || needed
-	r.mu.Unlock()
-	if !needed {
+	if updates < bulkFrom/2 {
 		return nil
 	}
-	return r.roll(ctx)
+	r.rolling.Lock() // the others wait: what they wrote now would be among the markers
+	defer r.rolling.Unlock()
+	if r.rolled {
+		return nil
+	}
+	if err := r.roll(ctx); err != nil {
+		return err
+	}
+	r.rolled = true
+	return nil
 }
 
 // roll fills the block that the server writes to, so that it begins another one,

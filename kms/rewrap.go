@@ -9,10 +9,14 @@ import (
 	"sync"
 )
 
-// rewrapAtOnce is how many keys are given to the provider in one call, verified
-// together and written together: while one such batch is verified, the one before
-// is written and the next one is at the provider.
-const rewrapAtOnce = 250
+const (
+	// rewrapAtOnce is how many keys are given to the provider in one call, and
+	// written together.
+	rewrapAtOnce = 250
+	// rewrapBatches is how many such batches are under way: one at the provider,
+	// one that is verified, one that is written.
+	rewrapBatches = 3
+)
 
 // Rewrapped is what RewrapApps did with one app.
 type Rewrapped struct {
@@ -45,37 +49,42 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 	for i, app := range apps {
 		results[i].App = app
 	}
-	batches := make(chan *rewrapBatch, 1)
-	var failed error // of a call; read when batches was closed
-	reached := 0     // apps before it
-	go func() {
-		defer close(batches)
-		for reached < len(apps) {
-			b := &rewrapBatch{results: results[reached:min(reached+rewrapAtOnce, len(apps))]}
-			if failed = k.rewrapBatch(ctx, p, id, now, b); failed != nil {
-				return
-			}
-			reached += len(b.results)
-			batches <- b
-		}
-	}()
-	var storing sync.WaitGroup // of one batch, while the next one is verified
-	for b := range batches {
-		k.each(len(b.items), func(n int) {
-			if b.errs[n] = b.wraps[n].Err; b.errs[n] == nil {
-				b.errs[n] = k.verifyWrap(ctx, b.changes[n].app, b.changes[n].row.Keys[b.changes[n].key], b.items[n].Wrap, b.wraps[n].Wrap)
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards next, done and failed
+	var next, done int
+	var failed error // of a call; what is not begun then is not begun any more
+	for range min(rewrapBatches, (len(apps)+rewrapAtOnce-1)/rewrapAtOnce) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				from := next
+				next = min(next+rewrapAtOnce, len(apps))
+				b := &rewrapBatch{results: results[from:next]}
+				end := failed != nil || len(b.results) == 0
+				if end {
+					next = from
+				}
+				mu.Unlock()
+				if end {
+					return
+				}
+				err := k.rewrapBatch(ctx, p, id, now, b)
+				mu.Lock()
+				if err == nil {
+					done++
+				} else {
+					b.fail(err)
+					failed = err
+				}
+				mu.Unlock()
 			}
 		})
-		storing.Wait()
-		storing.Go(func() { k.finishBatch(ctx, b) })
 	}
-	storing.Wait()
-	if failed != nil && reached == 0 {
+	wg.Wait()
+	if failed != nil && done == 0 {
 		return nil, fmt.Errorf("rewrap: %w", failed)
 	}
-	for i := range results[reached:] { // of a call after others have succeeded
-		results[reached+i].Err = fmt.Errorf("rewrap: %w", failed)
-	}
+	(&rewrapBatch{results: results[next:]}).fail(failed)
 	return results, nil
 }
 
@@ -92,8 +101,8 @@ func (k *Keyring) EraseReplaced(ctx context.Context) error {
 	return nil
 }
 
-// rewrapBatch is some apps on their way: the first five are of each key that is
-// to be wrapped again.
+// rewrapBatch is some apps on their way: all but the results is of each key that
+// is to be wrapped again.
 type rewrapBatch struct {
 	items   []RewrapItem
 	wraps   []RewrapResult
@@ -103,7 +112,15 @@ type rewrapBatch struct {
 	results []Rewrapped
 }
 
-// rewrapBatch loads the rows of a batch and has their keys wrapped again.
+// fail gives every app of a batch the error of a call.
+func (b *rewrapBatch) fail(err error) {
+	for i := range b.results {
+		b.results[i].Err = fmt.Errorf("rewrap: %w", err)
+	}
+}
+
+// rewrapBatch loads the rows of a batch, has their keys wrapped again, verifies
+// and stores them. The error is of a call for the whole batch.
 func (k *Keyring) rewrapBatch(ctx context.Context, p Provider, id Identity, now Description, b *rewrapBatch) error {
 	apps := make([]string, len(b.results))
 	for i, r := range b.results {
@@ -137,11 +154,12 @@ func (k *Keyring) rewrapBatch(ctx context.Context, p Provider, id Identity, now 
 	if len(b.wraps) != len(b.items) {
 		return &Error{Op: "rewrap", Provider: id.Provider, Key: id.Key, Class: ErrUnavailable, Detail: "another number of results than of items"}
 	}
-	return nil
-}
-
-// finishBatch stores the wraps that were verified.
-func (k *Keyring) finishBatch(ctx context.Context, b *rewrapBatch) {
+	k.each(len(b.items), func(n int) {
+		c := b.changes[n]
+		if b.errs[n] = b.wraps[n].Err; b.errs[n] == nil {
+			b.errs[n] = k.verifyWrap(ctx, c.app, c.row.Keys[c.key], c.old, b.wraps[n].Wrap)
+		}
+	})
 	var changes []wrapChange
 	for n, c := range b.changes {
 		if b.errs[n] == nil {
@@ -158,6 +176,7 @@ func (k *Keyring) finishBatch(ctx context.Context, b *rewrapBatch) {
 			r.Wrap = b.wraps[n].Wrap
 		}
 	}
+	return nil
 }
 
 // loadRows reads the rows of apps: in one group where Rows can. A row that has an
