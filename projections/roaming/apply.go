@@ -13,7 +13,10 @@ import (
 
 // Apply is part of [projections.Projection].
 func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batch []journal.Sealed) error {
-	w := writer{txn: txn, ends: make(map[indexEnd]journal.Position)}
+	w := writer{txn: txn, ends: make(map[indexEnd]journal.Position), rows: make(map[rowKey]*dirtyRow)}
+	if err := w.lookForAwaited(); err != nil {
+		return err
+	}
 	for i := range batch {
 		s := &batch[i]
 		retention, ok := v.retention[s.Plan]
@@ -56,9 +59,36 @@ type writer struct {
 	txn           projections.Txn
 	stored, until int64                         // of the record
 	ends          map[indexEnd]journal.Position // what table h gets at the end
+	rows          map[rowKey]*dirtyRow          // rows that the batch has touched
+	awaits        bool                          // a recall has come before its message
 	key           key
 	value         []byte // scratch for what is written
 	found         []byte // scratch for what is read
+}
+
+type rowKey struct {
+	app                journal.AppID
+	conversation, user kms.Tag
+}
+
+// A dirtyRow is a row as it will be written: the same few users send most of a
+// batch, and a row is read and written once.
+type dirtyRow struct {
+	row
+
+	fresh   bool
+	changed bool
+	expires []int64 // the times at which a part of it goes
+}
+
+// lookForAwaited finds out whether messages need to look for earlier recalls of
+// themselves, which is rare.
+func (w *writer) lookForAwaited() error {
+	var from, to key
+	c := w.txn.Iterate(from.table(tableAwaited).bytes(), to.table(tableAwaited+1).bytes(), false)
+	defer c.Close()
+	w.awaits = c.Next()
+	return c.Close()
 }
 
 type indexEnd struct {
@@ -155,6 +185,9 @@ func (w *writer) event(s *journal.Sealed, h *journal.Header, sender kms.Tag) (fi
 	e := entry{kind: h.Type, clock: min(h.Millis, w.stored), sender: sender, event: h.Event}
 	switch h.Type {
 	case journal.MessageSent:
+		if !w.awaits {
+			break
+		}
 		_, recalled, err := w.get(w.key.awaited(s.App, h.Event, h.Conversation))
 		if err != nil {
 			return false, err
@@ -182,6 +215,7 @@ func (w *writer) recall(app journal.AppID, h *journal.Header) error {
 		return err
 	}
 	if !ok {
+		w.awaits = true
 		w.txn.Set(w.key.awaited(app, h.Target, h.Conversation), nil)
 		w.txn.Set(w.key.expiry(w.until, expireAwaited, app).tag(h.Target).tag(h.Conversation).bytes(), nil)
 		return nil
@@ -253,40 +287,66 @@ func (w *writer) receipt(s *journal.Sealed, h *journal.Header, user kms.Tag) err
 	return nil
 }
 
-// row loads the row of a user in a conversation; it is zero if there is none.
-func (w *writer) row(app journal.AppID, conversation, user kms.Tag) (row, bool, error) {
-	v, ok, err := w.get(w.key.member(app, conversation, user))
-	if err != nil || !ok {
-		return row{}, false, err
+// row returns the row of a user in a conversation, new if there is none.
+func (w *writer) row(app journal.AppID, conversation, user kms.Tag) (*dirtyRow, error) {
+	k := rowKey{app, conversation, user}
+	if r := w.rows[k]; r != nil {
+		return r, nil
 	}
-	r, err := parseRow(v)
-	return r, err == nil, err
+	v, ok, err := w.get(w.key.member(app, conversation, user))
+	if err != nil {
+		return nil, err
+	}
+	r := &dirtyRow{fresh: !ok}
+	if ok {
+		if r.row, err = parseRow(v); err != nil {
+			return nil, err
+		}
+	}
+	w.rows[k] = r
+	return r, nil
 }
 
-// setRow writes a row, and beside a new one the key that finds it by the user.
-// expires is set when a part of it goes at another time than was noted before.
-func (w *writer) setRow(app journal.AppID, conversation, user kms.Tag, r row, fresh, expires bool) {
-	w.value = r.append(w.value[:0])
-	w.txn.Set(w.key.member(app, conversation, user), w.value)
-	if fresh {
-		w.txn.Set(w.key.ofUser(app, user, conversation), nil)
+// note marks a row as changed. A part of it goes at until.
+func (r *dirtyRow) note(until int64) {
+	r.changed = true
+	if n := len(r.expires); n == 0 || r.expires[n-1] != until {
+		r.expires = append(r.expires, until)
 	}
-	if expires {
-		w.txn.Set(w.key.expiry(w.until, expireRow, app).tag(conversation).tag(user).bytes(), nil)
+}
+
+// flushRows writes the rows, and beside a new one the key that finds it by the
+// user.
+func (w *writer) flushRows() {
+	for k, r := range w.rows {
+		if !r.changed {
+			continue
+		}
+		w.value = r.append(w.value[:0])
+		w.txn.Set(w.key.member(k.app, k.conversation, k.user), w.value)
+		if r.fresh {
+			w.txn.Set(w.key.ofUser(k.app, k.user, k.conversation), nil)
+		}
+		for _, until := range r.expires {
+			w.txn.Set(w.key.expiry(until, expireRow, k.app).tag(k.conversation).tag(k.user).bytes(), nil)
+		}
 	}
+	clear(w.rows)
 }
 
 // touch notes that a user is sender or recipient of an event, and that it has
 // read up to a position.
 func (w *writer) touch(s *journal.Sealed, conversation, user kms.Tag, read journal.Position) error {
-	r, ok, err := w.row(s.App, conversation, user)
+	r, err := w.row(s.App, conversation, user)
 	if err != nil {
 		return err
 	}
-	expires := r.took.until != w.until
+	if r.took.until != w.until {
+		r.note(w.until)
+	}
+	r.changed = true
 	r.took = mark{position: max(r.took.position, s.Position), stored: max(r.took.stored, w.stored), until: max(r.took.until, w.until)}
 	r.read = max(r.read, read)
-	w.setRow(s.App, conversation, user, r, !ok, expires)
 	return nil
 }
 
@@ -297,7 +357,7 @@ func (w *writer) membership(s *journal.Sealed, h *journal.Header, user kms.Tag) 
 	}
 	w.setPlace(s, h)
 	w.txn.Set(w.key.expiry(w.until, expireID, s.App).tag(h.Event).bytes(), nil)
-	r, ok, err := w.row(s.App, h.Conversation, user)
+	r, err := w.row(s.App, h.Conversation, user)
 	if err != nil {
 		return err
 	}
@@ -305,7 +365,7 @@ func (w *writer) membership(s *journal.Sealed, h *journal.Header, user kms.Tag) 
 		return nil // what a change of plan copies keeps its position
 	}
 	r.member = mark{h.Type, s.Position, w.stored, w.until}
-	w.setRow(s.App, h.Conversation, user, r, !ok, true)
+	r.note(w.until)
 	return nil
 }
 
@@ -336,6 +396,7 @@ func (w *writer) acknowledge(s *journal.Sealed, h *journal.Header, user kms.Tag)
 
 // forget deletes what is kept of an erased user.
 func (w *writer) forget(app journal.AppID, user kms.Tag) error {
+	w.flushRows() // what follows looks for them
 	var prefix, to key
 	from := prefix.table(tableOfUser).app(app).tag(user).bytes()
 	c := w.txn.Iterate(from, past(from, &to), false)
@@ -354,8 +415,9 @@ func (w *writer) forget(app journal.AppID, user kms.Tag) error {
 	return nil
 }
 
-// flush writes what was gathered of table h.
+// flush writes what was gathered.
 func (w *writer) flush() error {
+	w.flushRows()
 	for end, position := range w.ends {
 		k := w.key.expiry(end.until, expireIndex, end.app).tag(end.conversation).bytes()
 		v, ok, err := w.get(k)

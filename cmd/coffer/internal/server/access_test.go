@@ -65,6 +65,8 @@ func TestRoutesAndCallers(t *testing.T) {
 			switch {
 			case strings.HasSuffix(row.Path, "/ack"):
 				r.body = `{"through":"1"}`
+			case strings.HasSuffix(row.Path, "/{attachment}") && row.Body:
+				r.path, r.body = r.path+"?conversation=g", "content"
 			case row.Body:
 				r.body = inGroup("by-"+strings.ReplaceAll(strings.ReplaceAll(c.who, " ", "-"), "'", ""), sender, "g", "x")
 			case row.Path == "/v1/apps/{app}/events":
@@ -108,7 +110,7 @@ func TestRoutesAndCallers(t *testing.T) {
 
 func fill(path, app string) string {
 	return strings.NewReplacer(
-		"{app}", app, "{event}", "e1", "{conversation}", "g",
+		"{app}", app, "{event}", "e1", "{attachment}", "a1", "{conversation}", "g",
 		"{user}", "ann", "{account}", "dev", "{region}", "eu",
 		"{export}", "0123456789abcdef", "{file}", "events-000001.ndjson",
 	).Replace(path)

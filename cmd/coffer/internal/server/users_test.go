@@ -266,45 +266,70 @@ func TestErasedUserIsHidden(t *testing.T) {
 	}
 }
 
-// TestTailEndsWhenAMemberLeaves follows a conversation with a member's token, and
-// shows that nothing that comes after the leaving is sent.
+// TestTailEndsWhenAMemberLeaves follows a conversation with a member's token, in
+// every form, and shows that nothing that comes after the leaving is sent.
 func TestTailEndsWhenAMemberLeaves(t *testing.T) {
 	s := newSite(t, config.Limits{})
-	s.post(member("joined", "j1", "ann", "g"), inGroup("g1", "ben", "g", "one"))
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	req := s.build(ctx, request{
-		path: s.events() + "?conversation=g&follow=true", token: s.userToken("ann"), header: map[string]string{"Accept": "application/x-ndjson"},
-	})
-	resp, err := s.client.Do(req)
-	if err != nil {
-		t.Fatal(err)
+	for form, open := range map[string]func(query, token string) (next func() string){
+		"lines":  func(query, token string) func() string { return s.textTail(ctx, query, token, "application/x-ndjson") },
+		"events": func(query, token string) func() string { return s.textTail(ctx, query, token, "text/event-stream") },
+		"socket": func(query, token string) func() string { return s.wordTail(ctx, query, token) },
+	} {
+		t.Run(form, func(t *testing.T) {
+			g := "g-" + form
+			s.post(member("joined", "j1"+form, "ann", g), inGroup("m1"+form, "ben", g, "one"))
+			next := open("?follow=true&conversation="+g, s.userToken("ann"))
+			for _, want := range []string{"j1", "m1"} {
+				if got := next(); !strings.Contains(got, `"id":"`+want+form) {
+					t.Fatalf("got %s, want %s", got, want)
+				}
+			}
+			s.post(inGroup("m2"+form, "ben", g, "two"))
+			if got := next(); !strings.Contains(got, `"id":"m2`+form) {
+				t.Fatalf("got %s, want m2", got)
+			}
+			s.post(member("left", "l1"+form, "ann", g), inGroup("m3"+form, "ben", g, "not for ann"))
+			if got := next(); !strings.Contains(got, "not-found") || strings.Contains(got, "not for ann") {
+				t.Errorf("the stream went on with %s", got)
+			}
+		})
 	}
-	defer resp.Body.Close()
+}
+
+// textTail opens a tail over plain HTTP, and gives its lines with JSON.
+func (s *site) textTail(ctx context.Context, query, token, accept string) func() string {
+	s.t.Helper()
+	resp, err := s.client.Do(s.build(ctx, request{path: s.events() + query, token: token, header: map[string]string{"Accept": accept}}))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = resp.Body.Close() })
 	lines := bufio.NewScanner(resp.Body)
-	next := func() map[string]any {
-		t.Helper()
+	return func() string {
 		for lines.Scan() {
-			var v map[string]any
-			if err := json.Unmarshal(lines.Bytes(), &v); err == nil {
-				return v
+			if strings.Contains(lines.Text(), "{") {
+				return lines.Text()
 			}
 		}
-		t.Fatalf("the stream ended: %v", lines.Err())
-		return nil
+		return fmt.Sprint("the stream ended: ", lines.Err())
 	}
-	for _, want := range []string{"j1", "g1"} {
-		if got := next()["id"]; got != want {
-			t.Fatalf("got %v, want %s", got, want)
+}
+
+// wordTail opens a WebSocket, and gives its messages and the reason of its end.
+func (s *site) wordTail(ctx context.Context, query, token string) func() string {
+	s.t.Helper()
+	conn, _, err := s.dial(ctx, query, http.Header{"Authorization": {"Bearer " + token}}) //nolint:bodyclose // Dial has replaced it
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = conn.CloseNow() })
+	return func() string {
+		_, text, err := conn.Read(ctx)
+		if err != nil {
+			return err.Error()
 		}
-	}
-	s.post(inGroup("g2", "ben", "g", "two"))
-	if got := next()["id"]; got != "g2" {
-		t.Fatalf("got %v, want g2", got)
-	}
-	s.post(member("left", "l1", "ann", "g"), inGroup("g3", "ben", "g", "not for ann"))
-	end, _ := next()["end"].(map[string]any)
-	if end == nil || end["problem"].(map[string]any)["code"] != "not-found" || end["count"] != 3.0 {
-		t.Errorf("the stream went on with %v", end)
+		return string(text)
 	}
 }
