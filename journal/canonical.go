@@ -51,26 +51,26 @@ func (e *Event) Normalize(now time.Time, limits Limits) error {
 }
 
 func (e *Event) checkIDs() error {
-	if err := checkAt("/id", e.ID, false); err != nil {
+	if err := checkAt("/id", e.ID, idOfEvent); err != nil {
 		return err
 	}
 	if e.Conversation != "" {
-		if err := checkAt("/conversation", e.Conversation, true); err != nil {
+		if err := checkAt("/conversation", e.Conversation, idOfConversation); err != nil {
 			return err
 		}
 	}
 	if e.Sender != "" {
-		if err := checkAt("/sender", e.Sender, false); err != nil {
+		if err := checkAt("/sender", e.Sender, idOfUser); err != nil {
 			return err
 		}
 	}
 	if e.Recipient != "" {
-		if err := checkAt("/recipient", e.Recipient, false); err != nil {
+		if err := checkAt("/recipient", e.Recipient, idOfUser); err != nil {
 			return err
 		}
 	}
 	if e.Target != "" {
-		return checkAt("/target", e.Target, false)
+		return checkAt("/target", e.Target, idOfEvent)
 	}
 	return nil
 }

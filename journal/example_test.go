@@ -32,12 +32,12 @@ func ExampleParseEvent() {
 
 func ExampleInputError() {
 	app, _ := journal.ParseAppID("0300000000000000000000000000007f")
-	_, err := journal.ParseEvent([]byte(`{"type":"message.sent","sender":"a.b"}`), app, journal.Limits{})
+	_, err := journal.ParseEvent([]byte(`{"type":"message.sent","sender":"a b"}`), app, journal.Limits{})
 	if input, ok := errors.AsType[*journal.InputError](err); ok {
 		fmt.Println(input.Pointer)
 		fmt.Println(input.Detail)
 	}
 	// Output:
 	// /sender
-	// an id must not contain a full stop, which separates the tokens of a subject
+	// an id must not contain white space
 }

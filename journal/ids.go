@@ -166,19 +166,28 @@ func ParseConversationType(s string) (ConversationType, error) {
 }
 
 // CheckUserID reports whether s can be a user's id: 1 to 128 bytes of letters,
-// digits and "_@:+=~-" in ASCII. Separators, wildcards, spaces, control
-// characters and everything that is not ASCII are refused, so that an id cannot
-// reach a subject or a path as something else, and two ids that look the same
-// are the same.
-func CheckUserID(s string) error { return checkAt("", s, false) }
+// digits and "_@:+=~-." in ASCII, not beginning with a full stop. Wildcards,
+// spaces, path separators, control characters and everything that is not ASCII
+// are refused, so that an id cannot reach a path as something else, and two ids
+// that look the same are the same. No id is ever part of a subject.
+func CheckUserID(s string) error { return checkAt("", s, idOfUser) }
 
-// CheckEventID reports whether s can be an event's id; the rule is that of
-// [CheckUserID].
-func CheckEventID(s string) error { return checkAt("", s, false) }
+// CheckEventID reports whether s can be an event's id: as a user's, without full
+// stops, which separate the parts of what a callback's signature covers.
+func CheckEventID(s string) error { return checkAt("", s, idOfEvent) }
 
 // CheckConversationID reports whether s can be a conversation's id: as a user's
 // id, and commas; with a comma, up to 257 bytes.
-func CheckConversationID(s string) error { return checkAt("", s, true) }
+func CheckConversationID(s string) error { return checkAt("", s, idOfConversation) }
+
+// idKind is what an id is of: the rules differ.
+type idKind int
+
+const (
+	idOfEvent idKind = iota
+	idOfUser
+	idOfConversation
+)
 
 // DirectConversation returns the id of the direct conversation of two users.
 // It is the same whoever comes first.
@@ -190,9 +199,9 @@ func DirectConversation(a, b string) string {
 }
 
 // idClasses has the class of each ASCII character in an id: 1 is allowed in
-// every id, 2 in a conversation's, 0 in none.
+// every id, 2 in a conversation's, 3 in a user's and a conversation's, 0 in none.
 const idClasses = "0000000000000000" + "0000000000000000" + // control characters
-	"0000000000012100" + //  !"#$%&'()*+,-./
+	"0000000000012130" + //  !"#$%&'()*+,-./
 	"1111111111100100" + // 0123456789:;<=>?
 	"1111111111111111" + // @ABCDEFGHIJKLMNO
 	"1111111111100001" + // PQRSTUVWXYZ[\]^_
@@ -206,7 +215,7 @@ func idClass(c byte) byte {
 	return idClasses[c] - '0'
 }
 
-func checkID(s string, comma bool) *InputError {
+func checkID(s string, kind idKind) *InputError {
 	if s == "" {
 		return invalid("", "an id must not be empty")
 	}
@@ -215,10 +224,17 @@ func checkID(s string, comma bool) *InputError {
 		switch idClass(s[i]) {
 		case 1:
 		case 2:
-			if !comma {
+			if kind != idOfConversation {
 				return invalid("", "an id must not contain a comma, which joins the two ids of a direct conversation")
 			}
 			commas++
+		case 3:
+			if kind == idOfEvent {
+				return invalid("", "an event's id must not contain a full stop; a user's and a conversation's may")
+			}
+			if i == 0 || s[i-1] == ',' {
+				return invalid("", "an id must not begin with a full stop, which stands for a step in a path")
+			}
 		default:
 			return invalid("", badCharacter(s[i:]))
 		}
@@ -249,14 +265,12 @@ func badCharacter(s string) string {
 		return must + "white space"
 	case r < 0x20 || r == 0x7f || 0x80 <= r && r < 0xa0:
 		return must + fmt.Sprintf("a control character (U+%04X)", r)
-	case r == '.':
-		return must + "a full stop, which separates the tokens of a subject"
 	case r == '*' || r == '>':
 		return must + "a wildcard of subjects (* or >)"
 	case r == '/' || r == '\\':
 		return must + "a path separator"
 	case r < 0x80:
-		return must + fmt.Sprintf("the character U+%04X; letters, digits and _@:+=~- are allowed", r)
+		return must + fmt.Sprintf("the character U+%04X; letters, digits and _@:+=~-. are allowed", r)
 	case isBidi(r):
 		return must + fmt.Sprintf("a character that changes the direction of text (U+%04X)", r)
 	case isInvisible(r):

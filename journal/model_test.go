@@ -138,6 +138,19 @@ func TestIDs(t *testing.T) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
+	for _, s := range []string{"a.b", "a.", "jo.ann.b", "a..b"} {
+		if err := errors.Join(CheckUserID(s), CheckConversationID(s), CheckConversationID(DirectConversation(s, "z"))); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
+		if CheckEventID(s) == nil {
+			t.Errorf("%q is the id of an event", s)
+		}
+	}
+	for _, s := range []string{".", "..", ".a", "a,.b", "a,.."} {
+		if CheckUserID(s) == nil || CheckConversationID(s) == nil {
+			t.Errorf("%q is accepted", s)
+		}
+	}
 	long := DirectConversation(strings.Repeat("b", MaxID), strings.Repeat("a", MaxID))
 	if err := CheckConversationID(long); err != nil {
 		t.Errorf("two ids of full length: %v", err)

@@ -306,25 +306,25 @@ func (p *parsed) set(pointer string, raw jsontext.Value, limits Limits) error {
 		p.hasPosition = true
 	case "/id":
 		p.ID = s
-		return checkAt(pointer, s, false)
+		return checkAt(pointer, s, idOfEvent)
 	case "/conversation":
 		p.Conversation = s
-		return checkAt(pointer, s, true)
+		return checkAt(pointer, s, idOfConversation)
 	case "/sender":
 		p.Sender = s
-		return checkAt(pointer, s, false)
+		return checkAt(pointer, s, idOfUser)
 	case "/recipient":
 		p.Recipient = s
-		return checkAt(pointer, s, false)
+		return checkAt(pointer, s, idOfUser)
 	case "/target":
 		p.Target = s
-		return checkAt(pointer, s, false)
+		return checkAt(pointer, s, idOfEvent)
 	}
 	return nil
 }
 
-func checkAt(pointer, s string, comma bool) error {
-	if err := checkID(s, comma); err != nil {
+func checkAt(pointer, s string, kind idKind) error {
+	if err := checkID(s, kind); err != nil {
 		err.Pointer = pointer
 		return err
 	}

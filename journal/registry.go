@@ -148,7 +148,7 @@ func (r *Registry) newApp(spec AppSpec) (App, error) {
 		spec.Certificate = NewCertificate()
 	}
 	if spec.Account != "" {
-		if err := checkAt("/account", spec.Account, false); err != nil {
+		if err := checkAt("/account", spec.Account, idOfEvent); err != nil {
 			return App{}, err
 		}
 	}

@@ -232,7 +232,7 @@ func TestBadLinesDoNotStopTheRest(t *testing.T) {
 			}
 		}
 		for line, want := range map[int]string{
-			2: "not JSON", 5: "longer than 1 MiB", 6: "/id: an id must not contain a full stop", 8: "not JSON: invalid", 9: "invalid-request", 10: "idempotency-conflict",
+			2: "not JSON", 5: "longer than 1 MiB", 6: "/id: an event's id must not contain a full stop", 8: "not JSON: invalid", 9: "invalid-request", 10: "idempotency-conflict",
 		} {
 			if !strings.Contains(got[line].Reason, want) {
 				t.Errorf("line %d: reason %q, want %q", line, got[line].Reason, want)

@@ -42,7 +42,8 @@ type parameter struct {
 const (
 	decimalPattern      = "^[0-9]+$"
 	idPattern           = "^[A-Za-z0-9_@:+=~-]{1,128}$"
-	conversationPattern = "^[A-Za-z0-9_@:+=~,-]{1,257}$"
+	userPattern         = "^[A-Za-z0-9_@:+=~-][A-Za-z0-9_@:+=~.-]{0,127}$"
+	conversationPattern = "^[A-Za-z0-9_@:+=~,-][A-Za-z0-9_@:+=~,.-]{0,256}$"
 	placePattern        = "^([0-9]{1,20}|c1_[A-Za-z0-9_-]{32})$"
 )
 
@@ -76,7 +77,7 @@ func queryParameters() map[string]parameter {
 		"after":        {about: "a cursor, the position of an event, or `latest`: only what comes", schema: text("^(latest|[0-9]{1,20}|c1_[A-Za-z0-9_-]{32})$")},
 		"before":       {about: "older than this cursor or position", schema: text(placePattern)},
 		"conversation": {about: "of this conversation", schema: text(conversationPattern)},
-		"user":         {about: "sent by this user or directly to it", schema: text(idPattern)},
+		"user":         {about: "sent by this user or directly to it", schema: text(userPattern)},
 		"type":         {about: "of these types; repeated, or with commas", schema: object{"type": "array", "items": enum(eventTypes(true)...), "uniqueItems": true}},
 		"limit":        {about: "how many", schema: object{"type": "integer", "minimum": 1, "maximum": maxPage}},
 		"order":        {about: "the oldest first, or the newest", schema: object{"type": "string", "enum": []string{"asc", "desc"}, "default": "asc"}},
@@ -110,8 +111,8 @@ func eventSchema(out bool) object {
 		"time":             object{"type": "string", "format": "date-time"},
 		"conversation":     text(conversationPattern),
 		"conversationtype": enum("direct", "group", "room"),
-		"sender":           text(idPattern),
-		"recipient":        text(idPattern),
+		"sender":           text(userPattern),
+		"recipient":        text(userPattern),
 		"target":           object{"type": "string", "pattern": idPattern, "description": "the event that is edited, recalled, delivered or read"},
 		"datacontenttype":  object{"const": "application/json"},
 		"data":             object{"description": "of messages: {\"bodies\": [{\"type\": \"txt\", \"msg\": \"…\"}, …], \"ext\": {…}}"},
