@@ -17,6 +17,7 @@ type serveCmd struct {
 	Data           string   `default:"coffer-data" placeholder:"DIR" help:"With --dev: where everything is stored (default ${default})."`
 	PortBase       int      `default:"7441" help:"With --dev: the first of four ports; 0 takes free ones (default ${default})."`
 	CallbacksAllow []string `placeholder:"CIDR" help:"With --dev: networks that webhook requests may go to although they are not public, such as 127.0.0.0/8 for receivers on this machine."`
+	Compat         bool     `help:"With --dev: also listen as Agora Chat's REST interface, on a free port for each region."`
 	LogLevel       string   `default:"warn" enum:"debug,info,warn,error" help:"With --dev: what is logged to standard error."`
 }
 
@@ -53,7 +54,7 @@ func (c *serveCmd) dev(r *runner) error {
 		return &failure{ExitUsage, err}
 	}
 	log := slog.New(slog.NewTextHandler(r.Stderr, &slog.HandlerOptions{Level: level}))
-	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Log: log, Callbacks: config.Callbacks{Allow: c.CallbacksAllow}})
+	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Compat: c.Compat, Log: log, Callbacks: config.Callbacks{Allow: c.CallbacksAllow}})
 	if err != nil {
 		return err
 	}
@@ -71,6 +72,11 @@ func (c *serveCmd) introduce(r *runner, p *node.Process) error {
 	_, _ = fmt.Fprintf(w, "Coffer is ready. Data: %s\n\n", p.Dir)
 	for _, region := range p.Regions {
 		_, _ = fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", region.ID, region.Place, region.URL, region.App)
+	}
+	for _, region := range p.Regions {
+		if region.Compat != "" {
+			_, _ = fmt.Fprintf(w, "  %s\tcompat\t%s\n", region.ID, region.Compat)
+		}
 	}
 	if err := w.Flush(); err != nil {
 		return err

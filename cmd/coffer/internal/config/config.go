@@ -108,6 +108,8 @@ type Region struct {
 	TLS  TLS  `toml:"tls"`
 	NATS NATS `toml:"nats"`
 	Keys Keys `toml:"keys"`
+
+	Compat Compat `toml:"compat"`
 }
 
 // Keys says how long an unwrapped key is used without asking the provider.
@@ -363,6 +365,9 @@ func (r Region) check() error {
 		return err
 	}
 	if err := r.Keys.check(r.ID); err != nil {
+		return err
+	}
+	if err := r.checkCompat(); err != nil {
 		return err
 	}
 	return r.NATS.check(r.ID)

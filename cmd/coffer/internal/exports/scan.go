@@ -75,7 +75,7 @@ func (e *Exports) scan(ctx context.Context, app journal.App, format Format, q hi
 		next, err := e.o.History.Replay(ctx, app.ID, q, b.add)
 		if trimmed, ok := errors.AsType[*history.TrimmedError](err); ok && trimmed.Oldest > q.After {
 			q.After = trimmed.Oldest // what has expired since is not exported
-			if q.After+1 >= q.Before {
+			if q.Before > 0 && q.After+1 >= q.Before {
 				return nil
 			}
 			continue
@@ -257,4 +257,22 @@ func (e *Exports) WriteFile(ctx context.Context, w io.Writer, app journal.App, j
 		return packed.Close()
 	}
 	return nil
+}
+
+// WriteHour writes the file of one hour as it is now, without an export: what
+// [Agora] files are made of. After an error what was written is not whole.
+func (e *Exports) WriteHour(ctx context.Context, w io.Writer, app journal.App, hour time.Time) error {
+	packed := gzip.NewWriter(w)
+	q := inHour(history.Query{Oldest: e.oldest(app)}, hour)
+	err := e.scan(ctx, app, Agora, q, func(o one) error {
+		if o.line == nil {
+			return nil
+		}
+		_, err := packed.Write(o.line)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return packed.Close()
 }

@@ -42,6 +42,9 @@ type DevOptions struct {
 	// PortBase is the loopback port of the first region, the others follow in
 	// the order sg, cn, eu, us. 0 means free ports.
 	PortBase int
+	// Compat opens a second listener for each region, in the form of Agora Chat's
+	// REST interface, on free loopback ports.
+	Compat bool
 	// Log receives what the process logs; nil discards it.
 	Log *slog.Logger
 	// Limits bounds requests; see config.Limits.
@@ -157,6 +160,11 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 			TLS:    config.TLS{CertFile: certFile, KeyFile: keyFile},
 		})
 	}
+	if o.Compat {
+		for i := range cfg.Regions {
+			cfg.Regions[i].Compat.Listen = "127.0.0.1:0"
+		}
+	}
 	return cfg, ca, nil
 }
 
@@ -181,6 +189,9 @@ func (p *Process) setUpDev(ctx context.Context, o DevOptions) error {
 				return fmt.Errorf("region %s: the development app: %w", r.config.ID, err)
 			}
 			p.Regions[i].dev, p.Regions[i].App = app, app.id.String()
+			if r.compat != nil {
+				p.Regions[i].Compat = r.compat.url + "/" + devAccount + "/" + app.id.String()
+			}
 			if err := r.awaitReady(groupCtx); err != nil {
 				return fmt.Errorf("region %s: %w", r.config.ID, err)
 			}

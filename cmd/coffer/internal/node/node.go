@@ -25,8 +25,9 @@ type Region struct {
 
 	// What follows is set by Dev only.
 
-	App string // the development app's id
-	dev *devApp
+	App    string // the development app's id
+	Compat string // the base of its paths on the compatibility listener; empty without one
+	dev    *devApp
 }
 
 // Process is a running server.

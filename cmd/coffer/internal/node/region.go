@@ -67,6 +67,7 @@ type region struct {
 	server    *server.Server
 	http      *http.Server
 	url       string
+	compat    *compat // nil without one
 
 	options regionOptions
 
@@ -96,6 +97,9 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	r.url = o.region.URL
 	if r.url == "" {
 		r.url = scheme(o.region) + r.listener.Addr().String()
+	}
+	if err := r.listenCompat(ctx, o.connections); err != nil {
+		return r, err
 	}
 	r.audit = &keyAudit{}
 	if r.provider, err = openProvider(ctx, o.region, fresh, r.audit, o.log); err != nil {
@@ -221,6 +225,7 @@ func (r *region) run(ctx context.Context) error {
 		},
 	})
 	r.http.Handler = r.server
+	r.prepareCompat()
 	r.http.RegisterOnShutdown(r.server.Stop)
 	var views sync.WaitGroup
 	defer views.Wait()
@@ -240,6 +245,7 @@ func (r *region) run(ctx context.Context) error {
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
 	views.Go(func() { _ = r.mover.Run(ctx) }) // as keys.Run
+	views.Go(func() { r.serveCompat() })
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("listener: %w", err)
 	}
@@ -248,6 +254,9 @@ func (r *region) run(ctx context.Context) error {
 
 // closeListener stops taking requests and lets those under way finish.
 func (r *region) closeListener(ctx context.Context) error {
+	if err := r.closeCompat(ctx); err != nil {
+		return err
+	}
 	if r.http != nil {
 		if err := r.http.Shutdown(ctx); err != nil {
 			return errors.Join(fmt.Errorf("requests were cut: %w", err), r.http.Close())

@@ -64,6 +64,11 @@ func (s *Server) authorize(c *call) error {
 	if !c.route.ofApp() {
 		return nil
 	}
+	return s.enter(c, app)
+}
+
+// enter loads the app that the request is for and counts the request.
+func (s *Server) enter(c *call, app journal.AppID) (err error) {
 	if c.app, err = s.journal.App(c.r.Context(), app); err != nil {
 		return err
 	}

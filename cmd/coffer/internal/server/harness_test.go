@@ -59,13 +59,17 @@ func (l *logBuffer) String() string {
 
 func newSite(t testing.TB, limits config.Limits) *site {
 	t.Helper()
+	return newSiteWith(t, node.DevOptions{Limits: limits})
+}
+
+func newSiteWith(t testing.TB, o node.DevOptions) *site {
+	t.Helper()
 	leaks := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, leaks) })
 	s := &site{t: t, log: &logBuffer{}}
-	s.options = node.DevOptions{
-		Dir: filepath.Join(t.TempDir(), "data"), Limits: limits, Now: s.now,
-		Log: slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
+	s.options = o
+	s.options.Dir, s.options.Now = filepath.Join(t.TempDir(), "data"), s.now
+	s.options.Log = slog.New(slog.NewJSONHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s.start()
 	t.Cleanup(s.stop)
 	return s

@@ -126,11 +126,11 @@ func (r route) ofApp() bool { return strings.HasPrefix(r.path, "/v1/apps/{app}/"
 // match finds the route of a request, or the problem: no such path, or none for
 // the method. Paths are compared as they were sent: nothing is cleaned,
 // redirected or joined.
-func (s *Server) match(r *http.Request) (*route, map[string]string, error) {
+func (s *Server) match(table []route, r *http.Request) (*route, map[string]string, error) {
 	segments := strings.Split(r.URL.Path, "/")
 	var allow []string
-	for i := range s.table {
-		candidate := &s.table[i]
+	for i := range table {
+		candidate := &table[i]
 		vars, ok := candidate.fits(segments)
 		if !ok {
 			continue

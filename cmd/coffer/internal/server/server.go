@@ -214,16 +214,23 @@ type call struct {
 	id     string
 	mac    macFunc // of cursors, when set
 
+	// refuse writes a problem in another form than writeProblem's, when set.
+	refuse func(*call, *problem)
+
 	caughtUp bool     // see catchUp
 	after    []func() // run at the end, the last one first
 }
 
 // ServeHTTP answers one request and logs it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.answer(&call{w: &responseWriter{ResponseWriter: w}, r: r, id: requestID()}, s.serve) //nolint:contextcheck // see answer
+}
+
+// answer answers one request by serve and logs it. The request's context is
+// c.r.Context() throughout.
+func (s *Server) answer(c *call, serve func(*call) error) {
 	started := s.now()
-	c := &call{w: &responseWriter{ResponseWriter: w}, r: r, id: requestID()}
-	// The request's context is c.r.Context() throughout.
-	h := w.Header()
+	h := c.w.Header()
 	h.Set("X-Request-Id", c.id)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
@@ -242,13 +249,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			f()
 		}
 	}()
-	s.finish(c, started, s.serve(c)) //nolint:contextcheck // see above
+	s.finish(c, started, serve(c)) //nolint:contextcheck // see above
 }
 
 func (s *Server) serve(c *call) error {
 	var err error
 	s.bodyDeadline(c)
-	if c.route, c.vars, err = s.match(c.r); err != nil {
+	if c.route, c.vars, err = s.match(s.table, c.r); err != nil {
 		return err
 	}
 	if c.query, err = s.parseQuery(c.r, c.route); err != nil {
@@ -276,7 +283,11 @@ func (s *Server) finish(c *call, started time.Time, err error) {
 		s.extendDeadline(c)
 		p = s.problemOf(err)
 		p.RequestID = c.id
-		if c.w.status == 0 {
+		switch {
+		case c.w.status != 0:
+		case c.refuse != nil:
+			c.refuse(c, p)
+		default:
 			writeProblem(c.w, p)
 		}
 	}
