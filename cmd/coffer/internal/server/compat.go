@@ -206,8 +206,8 @@ func (p *Compat) write(c *call, data any, started time.Time) error {
 	})
 }
 
-// refusal is an error in the form of the other service.
-type refusal struct {
+// compatRefusal is an error in the form of the other service.
+type compatRefusal struct {
 	Error       string `json:"error"`
 	Exception   string `json:"exception"`
 	Timestamp   int64  `json:"timestamp"`
@@ -219,7 +219,7 @@ type refusal struct {
 func (p *Compat) refuse(c *call, problem *problem, started time.Time) {
 	now := p.s.now()
 	name, exception := compatError(problem)
-	body, err := json.Marshal(refusal{
+	body, err := json.Marshal(compatRefusal{
 		Error: name, Exception: exception, Timestamp: now.UnixMilli(), Duration: max(0, now.Sub(started).Milliseconds()), Description: problem.Detail,
 	})
 	if err != nil {
