@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -65,6 +66,9 @@ func TestRun(t *testing.T) {
 			for _, c := range r.Cases {
 				if c.Ours <= 0 || c.Raw <= 0 || c.Ratio <= 0 || len(c.OursRounds) != 2 || len(c.RawRounds) != 2 {
 					t.Errorf("the case is not complete: %+v", c)
+				}
+				if name == "append" && runtime.GOOS == "linux" && (c.Paired <= 0 || c.CPU <= 0 || c.RawCPU <= 0 || r.Machine.Load <= 0) {
+					t.Errorf("append without processor time, pairs or load: %+v", c)
 				}
 				for _, b := range c.Beside {
 					switch {

@@ -134,6 +134,9 @@ type Machine struct {
 	OS   string `json:"os"`
 	Arch string `json:"arch"`
 	Go   string `json:"go"`
+	// Load is how many threads ran or waited to, on average over the last
+	// minute, when the report was made. The benchmark itself is a few of them.
+	Load float64 `json:"load,omitzero"`
 }
 
 // A Case is one comparison. The latencies are in milliseconds.
@@ -149,6 +152,14 @@ type Case struct {
 	P99        float64   `json:"p99_ms,omitzero"`
 	RawP50     float64   `json:"raw_p50_ms,omitzero"`
 	RawP99     float64   `json:"raw_p99_ms,omitzero"`
+	// Paired is the median of the rounds' ratios: it says more than Ratio where
+	// a neighbour's load comes and goes.
+	Paired float64 `json:"paired_ratio,omitzero"`
+	// CPU and RawCPU are the processor time for an event in microseconds, user
+	// and system, on all processors together, where all the work is done in
+	// this process and nothing else is.
+	CPU    float64 `json:"cpu_us,omitzero"`
+	RawCPU float64 `json:"raw_cpu_us,omitzero"`
 	// Allocations are heap objects for each event of ours, where they are counted.
 	Allocations float64 `json:"allocations_per_event,omitzero"`
 	// Beside are figures of other things in the same rounds, which do not count
@@ -175,6 +186,7 @@ type side struct {
 	round func(ctx context.Context) (sample, error)
 
 	rates     []float64
+	cpus      []float64 // microseconds for each of what is counted
 	latencies []time.Duration
 }
 
@@ -182,6 +194,7 @@ type side struct {
 type sample struct {
 	count     int
 	elapsed   time.Duration
+	cpu       time.Duration   // of this process; set by alternate
 	latencies []time.Duration // may be empty
 }
 
@@ -196,6 +209,7 @@ func alternate(ctx context.Context, o Options, bits int, sides ...*side) error {
 		for range bits {
 			for _, s := range order {
 				runtime.GC()
+				before := processTime()
 				got, err := s.round(ctx)
 				if err != nil {
 					return fmt.Errorf("%s, round %d: %w", s.name, round+1, err)
@@ -203,6 +217,7 @@ func alternate(ctx context.Context, o Options, bits int, sides ...*side) error {
 				sum := sums[s]
 				sum.count += got.count
 				sum.elapsed += got.elapsed
+				sum.cpu += processTime() - before
 				sums[s] = sum
 				s.latencies = append(s.latencies, got.latencies...)
 			}
@@ -211,6 +226,7 @@ func alternate(ctx context.Context, o Options, bits int, sides ...*side) error {
 		for _, s := range sides {
 			rate := float64(sums[s].count) / sums[s].elapsed.Seconds()
 			s.rates = append(s.rates, rate)
+			s.cpus = append(s.cpus, float64(sums[s].cpu.Nanoseconds())/1000/float64(sums[s].count))
 			o.Log.InfoContext(ctx, "measured", "side", s.name, "round", round+1, "rate", math.Round(rate))
 		}
 	}
@@ -228,7 +244,7 @@ func warmUp(ctx context.Context, o Options, sides ...*side) error {
 		return err
 	}
 	for _, s := range sides {
-		s.rates, s.latencies = nil, nil
+		s.rates, s.cpus, s.latencies = nil, nil, nil
 	}
 	return nil
 }
@@ -277,6 +293,15 @@ func ratio(a, b float64) float64 {
 	return rounded(a / b)
 }
 
+// paired returns the median of the ratios of two sides' rounds.
+func paired(ours, raw *side) float64 {
+	ratios := make([]float64, len(ours.rates))
+	for i := range ratios {
+		ratios[i] = ratio(ours.rates[i], raw.rates[i])
+	}
+	return rounded(median(ratios))
+}
+
 func compare(name, unit string, ours, raw *side, beside ...*side) Case {
 	c := Case{
 		Name: name, Unit: unit, Ours: rounded(ours.median()), Raw: rounded(raw.median()), Ratio: ratio(ours.median(), raw.median()),
@@ -297,7 +322,7 @@ func compare(name, unit string, ours, raw *side, beside ...*side) Case {
 func report(name, unit, compared string, rounds int, cases []Case) Report {
 	r := Report{
 		Name: name, Unit: unit, Rounds: rounds, Compared: compared, Cases: cases,
-		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS, Arch: runtime.GOARCH, Go: runtime.Version()},
+		Machine: Machine{CPUs: runtime.NumCPU(), OS: runtime.GOOS, Arch: runtime.GOARCH, Go: runtime.Version(), Load: loadAverage()},
 	}
 	for i, c := range cases {
 		if i == 0 || c.Ratio < r.Ratio {

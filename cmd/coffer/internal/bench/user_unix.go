@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // asOrdinaryUser returns what makes a command run as a user that Postgres
@@ -57,4 +58,11 @@ func reachable(dir string) bool {
 			return true
 		}
 	}
+}
+
+// processTime returns the processor time that this process has used.
+func processTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail for oneself
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
