@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,9 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/kms"
+	"github.com/cofferdb/coffer/kms/kmstest"
+	"github.com/cofferdb/coffer/kms/local"
 	"github.com/cofferdb/coffer/projections/callbacks"
 )
 
@@ -358,4 +362,33 @@ func TestForbiddenAddress(t *testing.T) {
 	if err != nil || len(outcomes) != 1 || outcomes[0].Cause != journal.CauseAddress {
 		t.Errorf("%+v, %v", outcomes, err)
 	}
+}
+
+// TestKeysAway has the key service down and no key in memory: nothing is sent,
+// the endpoint says why, and when it is back every event comes, once.
+func TestKeysAway(t *testing.T) {
+	t.Parallel()
+	own := must[*local.Provider](t)(local.Open(t.Context(), local.Options{Path: filepath.Join(t.TempDir(), "key.json"), Create: true}))
+	faults := kmstest.NewFaults(own)
+	r := newRig(t, func(r *rig) { r.provider = faults })
+	rc := r.receive(nil)
+	e := r.endpoint(rc.URL)
+	positions := r.append(10, "group-1")
+	r.eventually("the first events", func() bool { return r.progress(e).Done == 10 })
+	faults.Fail(kms.ErrUnavailable)
+	r.stopEngine()
+	positions = append(positions, r.append(10, "group-1")...)
+	r.journal.Keyring().Evict(r.app.ID.String())
+	r.start()
+	ref := endpoints.Ref{App: e.App, ID: e.ID}
+	r.eventually("the word of it", func() bool { return r.engine.Paused(ref) == "keys" })
+	if found, _ := rc.counts(positions); found != 10 {
+		t.Errorf("%d events came, 10 of them without keys", found)
+	}
+	faults.Heal()
+	r.eventually("every event", func() bool { return r.progress(e).Done == 20 })
+	if found, again := rc.counts(positions); found != 20 || again != 0 {
+		t.Errorf("%d of 20 events, %d again", found, again)
+	}
+	r.eventually("no word of it", func() bool { return r.engine.Paused(ref) == "" })
 }

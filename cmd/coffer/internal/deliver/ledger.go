@@ -166,6 +166,9 @@ func (w *worker) store(ctx context.Context, a *journal.Attempts, details []detai
 	}
 	for wait := outage; ; wait = min(2*wait, outageMost) {
 		sequence, err := w.streams.Append(ctx, w.ep.App, a, sealed)
+		if err == nil && wait > outage {
+			w.pause(w.r, nil)
+		}
 		if err == nil || ctx.Err() != nil {
 			return storedRecord{sequence, err}
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -57,6 +58,10 @@ type rig struct {
 	engine    *deliver.Engine
 	app       journal.App
 
+	external   *external     // nil: an embedded server
+	beat       time.Duration // of leases; 0: none
+	leases     *deliver.LeaseTable
+	stopLeases func(word bool)
 	stopEngine func()
 	stopViews  func()
 	roots      *x509.CertPool
@@ -75,6 +80,9 @@ func newRig(t *testing.T, adjust ...func(*rig)) *rig {
 	}
 	r.open()
 	t.Cleanup(func() { r.close() })
+	if !r.app.ID.IsZero() {
+		return r // another's
+	}
 	app, err := r.journal.CreateApp(t.Context(), journal.AppSpec{Name: "test", Plan: "enterprise"})
 	if err != nil {
 		t.Fatal(err)
@@ -100,8 +108,19 @@ func (r *rig) open() {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	ctx := context.Background()
-	r.server = must[*embedded.Server](t)(embedded.Start(ctx, embedded.Options{StoreDir: filepath.Join(r.dir, "nats"), Log: log}))
-	r.conn = must[*nats.Conn](t)(r.server.Connect())
+	var syncer journal.Syncer
+	var health func(context.Context) error
+	if r.external != nil {
+		r.conn = must[*nats.Conn](t)(nats.Connect(r.external.server.ClientURL(),
+			nats.ReconnectBufSize(-1), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond)))
+	} else {
+		r.server = must[*embedded.Server](t)(embedded.Start(ctx, embedded.Options{StoreDir: filepath.Join(r.dir, "nats"), Log: log}))
+		r.conn = must[*nats.Conn](t)(r.server.Connect())
+		health = r.server.Check
+		if s := r.server.Syncer(); s != nil {
+			syncer = s
+		}
+	}
 	provider := r.provider
 	if provider == nil {
 		r.own = must[*local.Provider](t)(local.Open(ctx, local.Options{Path: filepath.Join(r.dir, "key.json"), Create: true}))
@@ -109,13 +128,9 @@ func (r *rig) open() {
 	}
 	r.store = must[*pebble.Store](t)(pebble.Open(pebble.Options{Dir: filepath.Join(r.dir, "views"), Log: log}))
 	r.events = must[*history.View](t)(history.New(history.Config{Store: r.store}))
-	var syncer journal.Syncer
-	if s := r.server.Syncer(); s != nil {
-		syncer = s
-	}
 	r.journal = must[*journal.Journal](t)(journal.Open(ctx, journal.Config{
 		Region: journal.DefaultRegions()[2], Conn: r.conn, KMS: provider, Sync: syncer, Index: r.events, Log: log,
-		Retention: r.retention, Health: r.server.Check,
+		Retention: r.retention, Health: health,
 	}))
 	r.view = must[*callbacks.View](t)(callbacks.New(callbacks.Config{Store: r.store, Retention: r.journal.Callbacks().Retention()}))
 	r.runner = must[*projections.Runner](t)(projections.NewRunner(projections.RunnerConfig{
@@ -135,6 +150,14 @@ func (r *rig) open() {
 	r.start()
 }
 
+// trust has the rig trust the certificates of a file.
+func (r *rig) trust(file string) {
+	r.roots = x509.NewCertPool()
+	if !r.roots.AppendCertsFromPEM(must[[]byte](r.t)(os.ReadFile(file))) {
+		r.t.Fatal("no certificate")
+	}
+}
+
 // start starts an engine.
 func (r *rig) start() {
 	var transport deliver.Transport = deliver.NewHTTP(deliver.TransportOptions{
@@ -144,6 +167,7 @@ func (r *rig) start() {
 		transport = r.wrap(transport)
 	}
 	r.engine = deliver.New(deliver.Config{
+		Leases:  r.startLeases(),
 		Journal: r.journal, Events: r.events, View: r.view, Endpoints: r.endpoints, Rows: r.rows, Changed: r.runner.Changed,
 		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: func(_ context.Context, e endpoints.Endpoint) {
@@ -160,6 +184,9 @@ func (r *rig) start() {
 
 func (r *rig) close() {
 	r.stopEngine()
+	if r.stopLeases != nil {
+		r.stopLeases(true)
+	}
 	r.stopViews()
 	for _, close := range []func() error{r.journal.Close, r.store.Close} {
 		if err := close(); err != nil {
@@ -170,6 +197,9 @@ func (r *rig) close() {
 		_ = r.own.Close()
 	}
 	r.conn.Close()
+	if r.server == nil {
+		return
+	}
 	if err := r.server.Close(); err != nil {
 		r.t.Error(err)
 	}

@@ -92,6 +92,7 @@ func (e *Engine) work(ctx context.Context, ep *endpoints.Endpoint, r *running, l
 	if err := w.load(ctx, last); err != nil {
 		return last, err
 	}
+	e.pause(r, nil)
 	err := w.run(ctx, lost)
 	return max(last, w.ledger.sequence), err
 }

@@ -19,6 +19,7 @@ type deliveries struct {
 	view   *callbacks.View
 	runner *projections.Runner
 	engine *deliver.Engine
+	leases *deliver.LeaseTable // nil when no other process can reach the streams
 }
 
 // openCallbacks makes the callback view, its runner, and the engine. The callback
@@ -41,13 +42,31 @@ func (r *region) openCallbacks() error {
 	if err != nil {
 		return err
 	}
+	var leases deliver.Leases
+	if r.nats == nil {
+		d.leases = deliver.NewLeases(deliver.LeaseOptions{Rows: r.rows, Log: r.log})
+		leases = d.leases
+	}
 	d.engine = deliver.New(deliver.Config{
+		Leases:  leases,
 		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Rows: r.rows, Changed: r.runner.Changed,
 		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: r.endpointDisabled, Log: r.log, Now: r.options.now,
 	})
 	r.callbacks = d
 	return nil
+}
+
+// runEngine delivers until ctx ends, and gives the leases back after that.
+func (d *deliveries) runEngine(ctx context.Context) {
+	if d.leases != nil {
+		leases, end := context.WithCancel(context.WithoutCancel(ctx))
+		var work sync.WaitGroup
+		defer work.Wait()
+		defer end()
+		work.Go(func() { d.leases.Run(leases) })
+	}
+	d.engine.Run(ctx)
 }
 
 func callbackTransport(c config.Callbacks) (*deliver.HTTP, error) {
@@ -81,7 +100,7 @@ func (r *region) deliver(ctx context.Context) {
 			r.failure = err
 		}
 	})
-	work.Go(func() { r.callbacks.engine.Run(ctx) })
+	work.Go(func() { r.callbacks.runEngine(ctx) })
 	expire := time.NewTicker(expireEvery)
 	defer expire.Stop()
 	for {
