@@ -13,7 +13,8 @@ import (
 
 // Options of a benchmark. The zero value of each field is its default.
 type Options struct {
-	// Name chooses the benchmark for [Run]: append, replay, history, tail or keys.
+	// Name chooses the benchmark for [Run]: append, replay, history, tail, keys or
+	// callbacks.
 	Name string
 	// Dir is where folders for the data are made, and removed at the end; the
 	// system's folder for temporary files. The result depends on its disk. The
@@ -52,6 +53,11 @@ type Options struct {
 	// for keys; 1,000,000 and 9.6 s.
 	Messages int
 	Day      time.Duration
+	// Deliveries is how many events a round delivers, Past how many deliveries
+	// are made before the throughput is measured again, and Endpoints how many
+	// there are, of which one in a hundred hangs, for callbacks; 5,000,
+	// 1,000,000 and 1,000. Rate is then 200.
+	Deliveries, Past, Endpoints int
 	// NoPostgres leaves Postgres out.
 	NoPostgres bool
 	// Log receives what is being done; nil discards it.
@@ -71,7 +77,13 @@ func (o Options) withDefaults() Options {
 	def(&o.Long, 100_000)
 	def(&o.Pages, 2000)
 	def(&o.Tails, 1000)
+	if o.Name == "callbacks" {
+		def(&o.Rate, 200)
+	}
 	def(&o.Rate, 20)
+	def(&o.Deliveries, 5000)
+	def(&o.Past, 1_000_000)
+	def(&o.Endpoints, 1000)
 	def(&o.Rows, 100_000)
 	def(&o.Messages, 1_000_000)
 	if o.Day <= 0 {
@@ -90,7 +102,7 @@ func (o Options) withDefaults() Options {
 }
 
 // ErrUnknown means that there is no benchmark of this name: use append, replay,
-// history, tail or keys.
+// history, tail, keys or callbacks.
 var ErrUnknown = errors.New("no such benchmark")
 
 // Run runs the benchmark that the options name.
@@ -106,6 +118,8 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		return Tail(ctx, o)
 	case "keys":
 		return Keys(ctx, o)
+	case "callbacks":
+		return Callbacks(ctx, o)
 	}
 	return Report{}, fmt.Errorf("benchmark %q: %w", o.Name, ErrUnknown)
 }
@@ -124,6 +138,8 @@ type Report struct {
 	Cases    []Case  `json:"cases"`
 	// Memory is there when it was asked for.
 	Memory *Memory `json:"memory,omitzero"`
+	// Deliveries is what became of all events, for callbacks.
+	Deliveries *Deliveries `json:"deliveries,omitzero"`
 	// Idle is what tails that wait take of the server, for tail.
 	Idle []IdleTail `json:"idle,omitzero"`
 }

@@ -9,7 +9,7 @@ import (
 )
 
 type benchCmd struct {
-	Name       string        `arg:"" enum:"append,replay,history,tail,keys" help:"append, replay, history, tail or keys."`
+	Name       string        `arg:"" enum:"append,replay,history,tail,keys,callbacks" help:"append, replay, history, tail, keys or callbacks."`
 	JSON       bool          `name:"json" help:"Print the report as one JSON object."`
 	Dir        string        `placeholder:"DIR" help:"Where the data is put for the time being; the result depends on its disk."`
 	Rounds     int           `placeholder:"N" help:"How often each side is measured (5)."`
@@ -23,11 +23,14 @@ type benchCmd struct {
 	Pages      int           `placeholder:"N" help:"history: pages of a round (2000)."`
 	Tails      int           `placeholder:"N" help:"tail: live tails (1000)."`
 	Reader     bool          `hidden:"" help:"tail: be the process that has the tails."`
-	Rate       int           `placeholder:"N" help:"tail: events that are appended a second (20)."`
+	Rate       int           `placeholder:"N" help:"tail, callbacks: events that are appended a second (20; callbacks: 200)."`
 	KMS        string        `name:"kms" env:"COFFER_BENCH_KMS" placeholder:"SETTING" help:"keys: the key provider, vault+https://… or awskms:///… (a local file)."`
 	Rows       int           `placeholder:"N" help:"keys: app keys to rewrap (100000)."`
 	Messages   int           `placeholder:"N" help:"keys: messages of the simulated day (1000000)."`
 	Day        time.Duration `placeholder:"TIME" help:"keys: how long the simulated day takes (9.6s)."`
+	Deliveries int           `placeholder:"N" help:"callbacks: events of a round (5000)."`
+	Past       int           `placeholder:"N" help:"callbacks: deliveries before the throughput is measured again (1000000)."`
+	Endpoints  int           `placeholder:"N" help:"callbacks: endpoints, of which one in a hundred hangs (1000)."`
 	NoPostgres bool          `help:"Leave Postgres out."`
 }
 
@@ -46,7 +49,7 @@ func (c *benchCmd) Run(r *runner) error {
 	rep, err := bench.Run(r.interrupt, bench.Options{
 		Name: c.Name, Dir: c.Dir, Rounds: c.Rounds, Size: c.Size, Duration: c.Duration, Writers: c.Writers, Events: c.Events,
 		Memory: c.Memory, Short: c.Short, Long: c.Long, Pages: c.Pages, Tails: c.Tails, Rate: c.Rate, NoPostgres: c.NoPostgres,
-		KMS: c.KMS, Rows: c.Rows, Messages: c.Messages, Day: c.Day, Log: r.log,
+		KMS: c.KMS, Rows: c.Rows, Messages: c.Messages, Day: c.Day, Log: r.log, Deliveries: c.Deliveries, Past: c.Past, Endpoints: c.Endpoints,
 	})
 	if err != nil {
 		return err
@@ -62,6 +65,9 @@ func (c *benchCmd) Run(r *runner) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	if d := rep.Deliveries; d != nil {
+		r.say("%d deliveries, %d lost, %d again; heap %.1f MiB before, %.1f MiB after", d.Sent, d.Lost, d.Again, d.HeapBefore, d.HeapAfter)
 	}
 	for _, i := range rep.Idle {
 		r.say("an idle tail, %s: %.1f KiB, %.1f goroutines", i.Form, i.Bytes/1024, i.Goroutines)

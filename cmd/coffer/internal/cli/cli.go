@@ -58,19 +58,20 @@ func (s System) say(format string, args ...any) {
 
 // commands is the tree of commands.
 type commands struct {
-	Serve   serveCmd    `cmd:"" help:"Run a server."`
-	Import  importCmds  `cmd:"" help:"Import history, of another service or from an export."`
-	Export  exportCmd   `cmd:"" help:"Write an app's events into files, with a manifest."`
-	Replay  replayCmd   `cmd:"" help:"Replay an app's events as JSON lines."`
-	History historyCmd  `cmd:"" help:"Read a conversation, newest message first."`
-	Token   tokenCmds   `cmd:"" help:"Make an access token."`
-	Account accountCmds `cmd:"" help:"Make and change accounts (as an operator)."`
-	App     appCmds     `cmd:"" help:"Make, list and change apps (as an operator)."`
-	Keys    keysCmds    `cmd:"" help:"Administer the keys of a region (as an operator)."`
-	Audit   auditCmd    `cmd:"" help:"Read and verify the audit log (as an operator)."`
-	Doctor  doctorCmd   `cmd:"" help:"Check that a server can be used, and say what is wrong."`
-	Version versionCmd  `cmd:"" help:"Print the version."`
-	Bench   benchCmd    `cmd:"" help:"Measure append, replay or history beside bare means."`
+	Serve     serveCmd      `cmd:"" help:"Run a server."`
+	Import    importCmds    `cmd:"" help:"Import history, of another service or from an export."`
+	Export    exportCmd     `cmd:"" help:"Write an app's events into files, with a manifest."`
+	Replay    replayCmd     `cmd:"" help:"Replay an app's events as JSON lines."`
+	History   historyCmd    `cmd:"" help:"Read a conversation, newest message first."`
+	Token     tokenCmds     `cmd:"" help:"Make an access token."`
+	Account   accountCmds   `cmd:"" help:"Make and change accounts (as an operator)."`
+	App       appCmds       `cmd:"" help:"Make, list and change apps (as an operator)."`
+	Keys      keysCmds      `cmd:"" help:"Administer the keys of a region (as an operator)."`
+	Audit     auditCmd      `cmd:"" help:"Read and verify the audit log (as an operator)."`
+	Doctor    doctorCmd     `cmd:"" help:"Check that a server can be used, and say what is wrong."`
+	Callbacks callbacksCmds `cmd:"" help:"Administer webhook endpoints and deliveries."`
+	Version   versionCmd    `cmd:"" help:"Print the version."`
+	Bench     benchCmd      `cmd:"" help:"Measure append, replay or history beside bare means."`
 
 	Verbose bool `help:"Tell on standard error what is being done." short:"v"`
 }
