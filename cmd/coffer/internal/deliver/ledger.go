@@ -217,11 +217,7 @@ func (w *worker) fill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, ok := w.Journal.Plan(app.Plan)
-	if !ok {
-		return journal.ErrUnknownPlan
-	}
-	q := history.Query{After: w.scanned, Types: w.ep.Types, Limit: fetch, Oldest: plan.Oldest(w.now())}
+	q := history.Query{After: w.scanned, Types: w.ep.Types, Limit: fetch, Oldest: w.Journal.Oldest(app, w.now())}
 	if len(w.ep.ConversationTags) == 1 {
 		q.Conversation = &w.ep.ConversationTags[0]
 	}

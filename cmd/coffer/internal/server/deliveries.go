@@ -219,3 +219,47 @@ func (s *Server) cancelReplay(c *call) error {
 	}
 	return s.writeJSON(c, http.StatusOK, viewReplay(&r))
 }
+
+// polledView is an event as an endpoint gets it.
+type polledView struct {
+	MessageID   string           `json:"webhook_id"`
+	Position    journal.Position `json:"position"`
+	ContentType string           `json:"content_type"`
+	Body        string           `json:"body" doc:"what is posted, as text"`
+}
+
+// pollCallbacks gives what an endpoint is sent, to who asks.
+func (s *Server) pollCallbacks(c *call) error {
+	id, err := endpoints.ParseID(c.query.Get("endpoint"))
+	if err != nil {
+		return s.invalidParameter("endpoint", "it is an endpoint's id")
+	}
+	ctx := c.r.Context()
+	e, err := s.callbacks.Endpoints.Endpoint(ctx, c.app.ID, id)
+	if err != nil {
+		return err
+	}
+	b := binding{list: "callbacks", user: e.IDText()}
+	after, err := s.placeParameter(c, "after", b)
+	if err != nil {
+		return err
+	}
+	limit, err := s.limitParameter(c, defaultPage, maxPage)
+	if err != nil {
+		return err
+	}
+	found, next, err := s.callbacks.Poll(ctx, &e, max(after, e.After), limit, s.oldest(c.app))
+	if err != nil {
+		return s.trimmed(c, err)
+	}
+	answer := list[polledView]{Data: []polledView{}}
+	for _, p := range found {
+		answer.Data = append(answer.Data, polledView{p.MessageID, p.Position, p.ContentType, string(p.Body)})
+	}
+	cursor, err := s.cursor(c, b, next)
+	if err != nil {
+		return err
+	}
+	answer.Next = &cursor
+	return s.writeJSON(c, http.StatusOK, answer)
+}

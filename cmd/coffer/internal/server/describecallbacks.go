@@ -64,4 +64,12 @@ func (s *Server) describeCallbacks(all map[string]description) {
 		id: "cancelReplay", summary: "Cancel a replay to an endpoint; what was sent is not taken back",
 		answers: []documented{ok[replayView](http.StatusOK, "the replay as it ended")}, problems: []kind{k.viewBehind, k.storeFull},
 	}
+	all["GET /v1/apps/{app}/callbacks"] = description{
+		id: "pollCallbacks", summary: "What an endpoint is sent, polled",
+		text: "The same events, bodies and `webhook_id`s as the endpoint's requests have, without numbers and signatures, from the endpoint's beginning or after a cursor. " +
+			"`next` is always there: ask again with it.",
+		query:    map[string]parameter{"after": {about: "the `next` of an answer, or a position", schema: text(placePattern)}},
+		answers:  []documented{ok[list[polledView]](http.StatusOK, "the events")},
+		problems: []kind{k.viewBehind, k.cursorMismatch, k.cursorExpired},
+	}
 }

@@ -187,6 +187,15 @@ func TestEndpoints(t *testing.T) {
 	}
 	h.status.Store(http.StatusNoContent)
 
+	polled := call(200, request{path: "/v1/apps/" + s.app + "/callbacks?endpoint=" + made["id"].(string) + "&limit=3"}) //nolint:errcheck,forcetypeassert // the test ends
+	if n := len(polled["data"].([]any)); n != 3 {                                                                       //nolint:errcheck,forcetypeassert // the test ends
+		t.Errorf("%d events were polled", n)
+	}
+	polled = call(200, request{path: "/v1/apps/" + s.app + "/callbacks?endpoint=" + made["id"].(string) + "&after=" + polled["next"].(string)}) //nolint:errcheck,forcetypeassert // the test ends
+	if n := len(polled["data"].([]any)); n != 2 {                                                                                               //nolint:errcheck,forcetypeassert // the test ends
+		t.Errorf("%d further events were polled", n)
+	}
+
 	replay := call(202, request{method: "POST", path: path + "/replays", body: `{"rate": 1000}`})
 	for range 5 {
 		next()

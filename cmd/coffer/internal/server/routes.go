@@ -78,6 +78,7 @@ func (s *Server) routes() []route {
 		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/test", who: appBackend, handle: (*Server).testEndpoint},
 		{method: "GET", path: "/v1/apps/{app}/endpoints/{endpoint}/deliveries", who: appBackend, query: []string{"status", "before", "limit"}, handle: (*Server).listDeliveries},
 		{method: "POST", path: "/v1/apps/{app}/endpoints/{endpoint}/replays", who: appBackend, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).startReplay},
+		{method: "GET", path: "/v1/apps/{app}/callbacks", who: appBackend, query: []string{"endpoint", "after", "limit"}, handle: (*Server).pollCallbacks},
 		{method: "GET", path: "/v1/apps/{app}/replays/{replay}", who: appBackend, handle: (*Server).showReplay},
 		{method: "DELETE", path: "/v1/apps/{app}/replays/{replay}", who: appBackend, handle: (*Server).cancelReplay},
 		{
