@@ -32,6 +32,11 @@ var (
 	// do not create the app by guess.
 	ErrUnknownApp = errors.New("unknown app")
 
+	// ErrAppDeleted means that the app is deleted or being deleted. It is an
+	// [ErrUnknownApp] too, and who asks for the app may be told only that: nothing
+	// of it can be had, and its id is not given again.
+	ErrAppDeleted = errors.New("the app has been deleted")
+
 	// ErrAppExists means that an app with this id is there already. Read it.
 	ErrAppExists = errors.New("the app exists already")
 

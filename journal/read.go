@@ -224,7 +224,7 @@ func (r *reader) gap(ctx context.Context, want, got uint64) error {
 		// nothing can have.
 		missing.First = max(want, info.State.FirstSeq)
 	}
-	deleted, err := r.j.deletedSpans(ctx, r.s.info.Name)
+	deleted, err := r.j.deletedSpans(ctx, r.s.info.Name, missing)
 	if err != nil {
 		return err
 	}

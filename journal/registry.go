@@ -418,6 +418,9 @@ func (r *Registry) encode(ctx context.Context, app App) ([]byte, error) {
 }
 
 func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, error) {
+	if _, gone := parseDeleted(value); gone {
+		return App{}, fmt.Errorf("%w: %w", ErrUnknownApp, ErrAppDeleted)
+	}
 	var rec appRecord
 	if err := json.Unmarshal(value, &rec, json.RejectUnknownMembers(true)); err != nil {
 		return App{}, fmt.Errorf("%w: the row does not parse", ErrCorrupt)

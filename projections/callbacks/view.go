@@ -296,3 +296,8 @@ func (f *folder) finish() {
 		f.txn.Set([]byte(at), lows)
 	}
 }
+
+// AppTables is part of [projections.PerApp].
+func (v *View) AppTables() []byte {
+	return []byte{tableEndpoints, tableDeliveries, tableDue, tableStates, tableReplays}
+}

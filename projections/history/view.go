@@ -133,3 +133,10 @@ type Message struct {
 	// Changed is the position of Edit or Recall, 0 if there is neither.
 	Changed journal.Position
 }
+
+// AppTables is part of [projections.PerApp].
+func (v *View) AppTables() []byte {
+	return []byte{
+		tableEvents, tableConversations, tableByConv, tableIDs, tableUsers, tableTargets, tableTimes, tableTrimmed,
+	}
+}

@@ -83,3 +83,8 @@ func (v *View) view(what string, fn func(projections.Reader) error) error {
 	}
 	return nil
 }
+
+// AppTables is part of [projections.PerApp].
+func (v *View) AppTables() []byte {
+	return []byte{tableMembers, tableOfUser, tableAwaited, tableIndex, tableIDs, tableReceipts, tableAcks}
+}

@@ -82,6 +82,9 @@ func (s *Store) Create(ctx context.Context, a Account) (Account, error) {
 	now := s.moment()
 	r := row{Version: rowVersion, Home: a.Home, Regions: a.Regions, Created: now, Used: now}
 	value, err := s.encode(ctx, a.ID, r, private{Name: a.Name, Email: a.Email})
+	if errors.Is(err, kms.ErrSubjectErased) {
+		return Account{}, fmt.Errorf("%w: %s, which was deleted", ErrExists, a.ID)
+	}
 	if err != nil {
 		return Account{}, err
 	}

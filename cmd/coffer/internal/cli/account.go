@@ -18,6 +18,7 @@ type accountCmds struct {
 	Enable  accountEnableCmd  `cmd:"" help:"Undo disable."`
 	Grant   accountGrantCmd   `cmd:"" help:"Let an account of Mainland China use the server's region beside cn."`
 	Revoke  accountRevokeCmd  `cmd:"" help:"Undo grant; apps that are there stay."`
+	Delete  accountDeleteCmd  `cmd:"" help:"Delete an account with its apps, for ever."`
 }
 
 func (accountCmds) Help() string {

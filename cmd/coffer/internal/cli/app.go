@@ -22,6 +22,7 @@ type appCmds struct {
 	Enable      appEnableCmd       `cmd:"" help:"Undo disable."`
 	Certificate appCertificateCmds `cmd:"" help:"Rotate the certificate that signs the app's tokens."`
 	Plan        appPlanCmd         `cmd:"" help:"Change an app's plan, or tell what that would do."`
+	Delete      appDeleteCmd       `cmd:"" help:"Delete an app and everything that it owns, for ever."`
 }
 
 type appCreateCmd struct {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
@@ -59,6 +60,8 @@ type region struct {
 	exports  *exports.Exports
 	attached *attachments.Store
 	rows     *journal.Rows // of the registry
+
+	deletions *deletion.Deletions
 
 	callbacks *deliveries
 	mover     *journal.Mover
@@ -203,6 +206,9 @@ func (r *region) openJournal(ctx context.Context) error {
 	if err := r.openCallbacks(); err != nil {
 		return err
 	}
+	r.deletions = deletion.New(deletion.Options{
+		Journal: r.journal, Accounts: r.accounts, Rows: r.rows, Views: r.runner, Log: r.log, Now: r.options.now,
+	})
 	return r.openKeys(ctx, js, syncer)
 }
 
@@ -214,6 +220,7 @@ func (r *region) run(ctx context.Context) error {
 		Mover:  r.mover,
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
+		Deletions: r.deletions,
 		Attached:  r.attached,
 		Operators: r.options.config.Operators, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
@@ -242,6 +249,7 @@ func (r *region) run(ctx context.Context) error {
 	views.Go(func() { r.clean(ctx) })
 	views.Go(func() { r.deliver(ctx) })
 	views.Go(func() { r.sweepShelves(ctx) })
+	views.Go(func() { r.deletions.Run(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
 	views.Go(func() { _ = r.mover.Run(ctx) }) // as keys.Run

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"encoding/json"
 	"net/http"
 	"strings"
 	"testing"
@@ -168,4 +169,85 @@ func TestChinaGrants(t *testing.T) {
 	s.admin("PATCH", "accounts/beijing", `{"email":"nobody"}`, 400)
 	s.admin("GET", "accounts/nobody", "", 404)
 	s.admin("GET", "accounts/UPPER", "", 400)
+}
+
+// TestDeleteApp deletes an app and an account by their routes.
+func TestDeleteApp(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	s.admin("POST", "accounts", `{"id":"acme","name":"Acme"}`, 201)
+	made := s.admin("POST", "apps", `{"plan":"enterprise","account":"acme"}`, 201)
+	mine, app, certificate := s.app, made["id"].(string), made["certificates"].([]any)[0].(string)
+	s.post(sent("before", "ann", "ben", "x"))
+	token, err := auth.Build(auth.Spec{AppID: app, Certificate: certificate, Issued: s.now(), Lifetime: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := "/v1/apps/" + app + "/events"
+	for _, id := range []string{"a", "b", "c"} {
+		if a := s.do(request{method: "POST", path: path, token: token, body: sent(id, "ann", "ben", "x")}); a.status != 201 {
+			t.Fatalf("append: %d %s", a.status, a.body)
+		}
+	}
+	last := s.post(sent("after", "ann", "ben", "x"))
+	would := s.admin("DELETE", "accounts/acme?dry_run=true", "", 200)
+	if text, _ := json.Marshal(would); !strings.Contains(string(text), `"messages":3`) || !strings.Contains(string(text), app) {
+		t.Errorf("would delete %s", text)
+	}
+	if a := s.do(request{path: path, token: token}); a.status != 200 {
+		t.Errorf("after a dry run: %d %s", a.status, a.body)
+	}
+	begun := s.admin("DELETE", "apps/"+app, "", 202)
+	for range 2 {
+		if a := s.do(request{path: path, token: token}); a.status != 404 {
+			t.Errorf("while it is deleted: %d %s", a.status, a.body)
+		}
+	}
+	if done := s.deleted(begun["id"].(string)); done["removed"].(float64) < 3 {
+		t.Errorf("done: %v", done)
+	}
+	again := s.admin("DELETE", "apps/"+app, "", 202)
+	s.deleted(again["id"].(string))
+	if a := s.do(request{path: "/v1/admin/apps/" + app, token: s.operator}); a.status != 404 && a.status != 410 {
+		t.Errorf("shown: %d %s", a.status, a.body)
+	}
+	if a := s.do(request{method: "PATCH", path: "/v1/admin/apps/" + app, body: `{"disabled":false}`, token: s.operator}); a.status != 410 || a.code(t) != "deleted" {
+		t.Errorf("changed: %d %s", a.status, a.body)
+	}
+	s.deleted(s.admin("DELETE", "accounts/acme", "", 202)["id"].(string))
+	if v := s.admin("GET", "accounts/acme", "", 200); v["state"] != "deleted" || v["name"] != "" {
+		t.Errorf("the account: %v", v)
+	}
+	if a := s.do(request{method: "POST", path: "/v1/admin/accounts", body: `{"id":"acme"}`, token: s.operator}); a.status != 409 {
+		t.Errorf("its id again: %d %s", a.status, a.body)
+	}
+	if a := s.do(request{method: "POST", path: "/v1/admin/apps", body: `{"plan":"pro","account":"acme"}`, token: s.operator}); a.status != 410 {
+		t.Errorf("an app for it: %d %s", a.status, a.body)
+	}
+	s.admin("DELETE", "accounts/nobody", "", 404)
+	s.admin("DELETE", "apps/"+app[:2]+strings.Repeat("0", 30), "", 404)
+	s.admin("DELETE", "apps/"+mine+"?dry_run=maybe", "", 400)
+	s.admin("GET", "deletions/nobody", "", 404)
+	if list := s.admin("GET", "deletions", "", 200); len(list["data"].([]any)) != 2 {
+		t.Errorf("the deletions: %v", list)
+	}
+	if events, _ := s.replay("?min_position=" + last[0]); strings.Join(ids(events), " ") != "before after" {
+		t.Errorf("the other app has %v", ids(events))
+	}
+	if got := s.audited("app:" + app); !strings.HasPrefix(got, "app.created app.deletion_started app.deleted") {
+		t.Errorf("audited: %s", got)
+	}
+}
+
+// deleted waits until a deletion is done.
+func (s *site) deleted(id string) map[string]any {
+	s.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		job := s.admin("GET", "deletions/"+id, "", 200)
+		if job["state"] == "done" {
+			return job
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the deletion is still %v", job)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
@@ -65,6 +66,7 @@ func pathParameters() map[string]parameter {
 		"move":         {about: "the number of a plan change of the app; the last one can be seen", schema: text("^[0-9]{1,4}$")},
 		"job":          {about: "a job's id", schema: object{"type": "string", "minLength": 1}},
 		"account":      {about: "an account's id", schema: text("^[a-z0-9_-]{1,64}$")},
+		"deletion":     {about: "a deletion's id: the app's, or account- and the account's", schema: text("^[a-z0-9_-]{1,80}$")},
 		"region":       {about: "the region's own id", schema: text("^[a-z0-9]{1,8}$")},
 	}
 }
@@ -84,6 +86,7 @@ func queryParameters() map[string]parameter {
 		"min_position": {about: "wait for the view to have come so far, 5 s at most: read what you wrote", schema: text("^[0-9]{1,20}$")},
 		"follow":       {about: "stay at the end and send what comes; `true` unless told otherwise for server-sent events and WebSockets", schema: enum("true", "false")},
 		"sender":       {about: "the user who sends it; a user's token always sends as its own", schema: text(idPattern)},
+		"dry_run":      {about: "only tell what would be done", schema: enum("true", "false")},
 		"account":      {about: "apps of this account", schema: object{"type": "string"}},
 		"status":       {about: "of this status", schema: enum("delivered", "waiting", "held", "parked")},
 		"endpoint":     {about: "as this endpoint would get it", schema: text("^[0-9a-f]{32}$")},
@@ -340,7 +343,20 @@ func (s *Server) descriptions() map[string]description {
 			id: "withdrawCertificate", summary: "Accept only the newest certificate of an app",
 			answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion},
 		},
-		"GET /v1/admin/accounts/{account}": {id: "account", summary: "One account", answers: []documented{ok[accounts.Account](200, "the account")}},
+		"DELETE /v1/admin/apps/{app}": {
+			id: "deleteApp", summary: "Delete an app with everything it owns, its keys first",
+			text:     "From the answer on the app answers nobody, and there is no way back. The rest is a job, which goes on after a crash.",
+			answers:  []documented{ok[wouldDelete](200, "a dry run: how much there is"), ok[deletion.Job](202, "it is durable; `Location` says how it goes")},
+			problems: []kind{k.wrongRegion, k.deleted},
+		},
+		"DELETE /v1/admin/accounts/{account}": {
+			id: "deleteAccount", summary: "Delete an account with its apps",
+			text:    "As deleteApp for each of them; then the account's registration data is destroyed with its key. The ids are not given again.",
+			answers: []documented{ok[wouldDelete](200, "a dry run: how much there is"), ok[deletion.Job](202, "it is durable; `Location` says how it goes")},
+		},
+		"GET /v1/admin/deletions":            {id: "deletions", summary: "The deletions of apps and accounts, the latest first", answers: []documented{ok[list[deletion.Job]](200, "all of them")}},
+		"GET /v1/admin/deletions/{deletion}": {id: "deletion", summary: "One deletion", answers: []documented{ok[deletion.Job](200, "the deletion")}},
+		"GET /v1/admin/accounts/{account}":   {id: "account", summary: "One account", answers: []documented{ok[accounts.Account](200, "the account")}},
 		"PATCH /v1/admin/accounts/{account}": {
 			id: "changeAccount", summary: "Change an account's registration data, disable or enable it", body: reflect.TypeFor[accounts.Change](),
 			text:    "While it is disabled all its apps answer 403 app-disabled.",

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/egress"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
@@ -195,6 +196,8 @@ func errorTable() []mapping {
 		{auth.ErrSecretExposed, k.internal, "a secret of the server cannot be read"},
 
 		// Things and their state.
+		{journal.ErrAppDeleted, k.deleted, "the app has been deleted"},
+		{deletion.ErrNoDeletion, k.notFound, "there is no such deletion"},
 		{journal.ErrUnknownApp, k.notFound, "there is no such app"},
 		{journal.ErrAppExists, k.exists, "an app with this id exists"},
 		{journal.ErrWrongRegion, k.wrongRegion, "the app belongs to another region"},

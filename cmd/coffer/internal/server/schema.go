@@ -78,6 +78,8 @@ func schemaName(t reflect.Type) string {
 		name = "Keys" + name
 	} else if strings.HasSuffix(pkg, "/kms") {
 		name = "Kms" + name
+	} else if strings.HasSuffix(pkg, "/deletion") {
+		name = "Deletion" + name
 	}
 	return name
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
@@ -100,6 +101,8 @@ type Options struct {
 	Keys     *keys.Admin
 	// Callbacks deliver to webhook endpoints.
 	Callbacks *deliver.Engine
+	// Deletions delete apps and accounts.
+	Deletions *deletion.Deletions
 	Exports   *exports.Exports
 	Operators auth.Operators
 	Attached  *attachments.Store
@@ -123,6 +126,7 @@ type Server struct {
 	accounts  *accounts.Store
 	keys      *keys.Admin
 	callbacks *deliver.Engine
+	deletions *deletion.Deletions
 	exports   *exports.Exports
 	attached  *attachments.Store
 	operators auth.Operators
@@ -161,7 +165,8 @@ func New(o Options) *Server {
 		attached:  o.Attached,
 		operators: o.Operators, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
-		stopping: make(chan struct{}),
+		deletions: o.Deletions,
+		stopping:  make(chan struct{}),
 	}
 	s.mover = o.Mover
 	if s.log == nil {
