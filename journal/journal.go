@@ -215,7 +215,7 @@ func (j *Journal) open(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, rows := range []*Rows{j.rows, keys} {
+	for _, rows := range []*Rows{j.rows, keys, NewRows(j.js, ProfileBucket(j.region.ID), j.cfg.Sync)} {
 		j.work.Go(func() { j.sweep(rows) }) //nolint:contextcheck // its life is not the caller's
 	}
 	j.auditor = newAuditor(j) //nolint:contextcheck // its life is not the caller's

@@ -21,6 +21,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
@@ -62,6 +63,8 @@ type region struct {
 	rows     *journal.Rows // of the registry
 
 	deletions *deletion.Deletions
+	profiles  *profiles.Store
+	shelf     *journal.Rows // of profiles
 
 	callbacks *deliveries
 	mover     *journal.Mover
@@ -206,9 +209,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	if err := r.openCallbacks(); err != nil {
 		return err
 	}
-	r.deletions = deletion.New(deletion.Options{
-		Journal: r.journal, Accounts: r.accounts, Rows: r.rows, Views: r.runner, Log: r.log, Now: r.options.now,
-	})
+	r.openDeletions(js, syncer)
 	return r.openKeys(ctx, js, syncer)
 }
 
@@ -220,7 +221,7 @@ func (r *region) run(ctx context.Context) error {
 		Mover:  r.mover,
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
-		Deletions: r.deletions,
+		Deletions: r.deletions, Profiles: r.profiles,
 		Attached:  r.attached,
 		Operators: r.options.config.Operators, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{

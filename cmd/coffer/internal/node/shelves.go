@@ -4,9 +4,25 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/shelf"
 	"github.com/cofferdb/coffer/journal"
 )
+
+// openDeletions opens the profiles, and what deletes apps with them.
+func (r *region) openDeletions(js jetstream.JetStream, syncer journal.Syncer) {
+	r.shelf = journal.NewRows(js, journal.ProfileBucket(r.config.ID), syncer)
+	r.profiles = profiles.New(profiles.Config{
+		Rows: r.shelf, Keyring: r.journal.Keyring(), Retention: r.journal.Retention(), Log: r.log, Now: r.options.now,
+	})
+	r.deletions = deletion.New(deletion.Options{
+		Journal: r.journal, Accounts: r.accounts, Rows: r.rows, Views: r.runner, Log: r.log, Now: r.options.now,
+		Steps: []deletion.Step{{Name: "profiles", Do: r.profiles.DeleteApp, Count: r.profiles.CountApp}},
+	})
+}
 
 // shelfTicks is how many times in the refresh of a record's clock the sweeps run:
 // each hour by default. A look that finds nothing costs two requests.
@@ -17,7 +33,7 @@ func (r *region) sweepShelves(ctx context.Context) {
 	tick := time.NewTicker(max(r.journal.Retention().Refresh/shelfTicks, time.Millisecond))
 	defer tick.Stop()
 	for {
-		for _, sweep := range []shelf.Sweep{r.accountSweep()} {
+		for _, sweep := range []shelf.Sweep{r.accountSweep(), r.profileSweep()} {
 			r.sweepShelf(ctx, sweep)
 		}
 		if n, err := r.accounts.DestroyEpochs(ctx); err != nil && ctx.Err() == nil {
@@ -63,4 +79,13 @@ func (r *region) accountSweep() shelf.Sweep {
 		})
 	}
 	return sweep
+}
+
+func (r *region) profileSweep() shelf.Sweep {
+	return r.profiles.Sweep(r.shelf, r.rows, func(ctx context.Context, app, subject string, ends time.Time) error {
+		return r.journal.Audit(ctx, journal.AuditEntry{
+			Actor: processActor, Action: "profile.expiring", Target: "app:" + app, Outcome: "ok",
+			Detail: map[string]string{"subject": subject, "ends": ends.UTC().Format(time.RFC3339)},
+		})
+	})
 }

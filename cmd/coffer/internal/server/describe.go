@@ -343,6 +343,19 @@ func (s *Server) descriptions() map[string]description {
 			id: "withdrawCertificate", summary: "Accept only the newest certificate of an app",
 			answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion},
 		},
+		"GET /v1/apps/{app}/users/{user}/profile": {
+			id: "profile", summary: "A user's profile",
+			text:    "Kept until it is deleted or nobody has used it for 180 days; reading it is a use.",
+			answers: []documented{ok[profileView](200, "the profile")}, problems: []kind{k.erased},
+		},
+		"PUT /v1/apps/{app}/users/{user}/profile": {
+			id: "storeProfile", summary: "Store a user's profile in place of the one before", body: reflect.TypeFor[profileObject](),
+			text:    "A JSON object of 8,192 bytes at most, with any members. It is sealed under the user's own key: erasing the user destroys it.",
+			answers: []documented{ok[profileView](200, "stored"), ok[profileView](201, "stored, and the first")}, problems: []kind{k.erased, k.storeFull},
+		},
+		"DELETE /v1/apps/{app}/users/{user}/profile": {
+			id: "deleteProfile", summary: "Delete a user's profile", answers: []documented{{status: 204, about: "deleted"}},
+		},
 		"DELETE /v1/admin/apps/{app}": {
 			id: "deleteApp", summary: "Delete an app with everything it owns, its keys first",
 			text:     "From the answer on the app answers nobody, and there is no way back. The rest is a job, which goes on after a crash.",

@@ -142,6 +142,9 @@ func (d *documenter) bodySchema(t reflect.Type, media string) object {
 // request is a body that callers send: all members may be left out unless the
 // type says otherwise, which a handler then refuses by itself.
 func (d *documenter) request(t reflect.Type) object {
+	if t.Kind() != reflect.Struct || t == reflect.TypeFor[profileObject]() {
+		return d.of(t)
+	}
 	schema := d.members(t)
 	delete(schema, "required")
 	var required []string

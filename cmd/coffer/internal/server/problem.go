@@ -16,6 +16,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
@@ -197,6 +198,9 @@ func errorTable() []mapping {
 
 		// Things and their state.
 		{journal.ErrAppDeleted, k.deleted, "the app has been deleted"},
+		{profiles.ErrInvalid, k.invalidRequest, ""},
+		{profiles.ErrTooLarge, k.payloadTooLarge, ""},
+		{profiles.ErrNotFound, k.notFound, "the user has no profile"},
 		{deletion.ErrNoDeletion, k.notFound, "there is no such deletion"},
 		{journal.ErrUnknownApp, k.notFound, "there is no such app"},
 		{journal.ErrAppExists, k.exists, "an app with this id exists"},

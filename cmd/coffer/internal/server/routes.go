@@ -3,6 +3,8 @@ package server
 import (
 	"net/http"
 	"strings"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 )
 
 // callers is a set of kinds of callers.
@@ -98,6 +100,9 @@ func (s *Server) routes() []route {
 		{method: "PATCH", path: "/v1/admin/apps/{app}", who: operator, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).changeApp},
 		{method: "POST", path: "/v1/admin/apps/{app}/certificates", who: operator, handle: (*Server).rotateCertificate},
 		{method: "DELETE", path: "/v1/admin/apps/{app}/certificates/previous", who: operator, handle: (*Server).withdrawCertificate},
+		{method: "GET", path: "/v1/apps/{app}/users/{user}/profile", who: appBackend | endUser, handle: (*Server).showProfile},
+		{method: "PUT", path: "/v1/apps/{app}/users/{user}/profile", who: appBackend | endUser, bodies: []string{typeJSON}, limit: profiles.MaxBytes, handle: (*Server).storeProfile},
+		{method: "DELETE", path: "/v1/apps/{app}/users/{user}/profile", who: appBackend | endUser, handle: (*Server).deleteProfile},
 		{method: "DELETE", path: "/v1/admin/apps/{app}", who: operator, query: []string{"dry_run"}, handle: (*Server).deleteApp},
 		{method: "DELETE", path: "/v1/admin/accounts/{account}", who: operator, query: []string{"dry_run"}, handle: (*Server).deleteAccount},
 		{method: "GET", path: "/v1/admin/deletions", who: operator, handle: (*Server).listDeletions},

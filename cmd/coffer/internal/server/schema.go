@@ -25,6 +25,8 @@ func (s *schemas) of(t reflect.Type) object {
 	switch t {
 	case reflect.TypeFor[time.Time]():
 		return object{"type": "string", "format": "date-time"}
+	case reflect.TypeFor[profileObject]():
+		return object{"type": "object"}
 	case reflect.TypeFor[jsontext.Value]():
 		return object{"$ref": "#/components/schemas/Event"} // the only raw JSON that is sent
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/projections"
@@ -103,6 +104,7 @@ type Options struct {
 	Callbacks *deliver.Engine
 	// Deletions delete apps and accounts.
 	Deletions *deletion.Deletions
+	Profiles  *profiles.Store
 	Exports   *exports.Exports
 	Operators auth.Operators
 	Attached  *attachments.Store
@@ -127,6 +129,7 @@ type Server struct {
 	keys      *keys.Admin
 	callbacks *deliver.Engine
 	deletions *deletion.Deletions
+	profiles  *profiles.Store
 	exports   *exports.Exports
 	attached  *attachments.Store
 	operators auth.Operators
@@ -165,8 +168,7 @@ func New(o Options) *Server {
 		attached:  o.Attached,
 		operators: o.Operators, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
-		deletions: o.Deletions,
-		stopping:  make(chan struct{}),
+		stopping: make(chan struct{}),
 	}
 	s.mover = o.Mover
 	if s.log == nil {
