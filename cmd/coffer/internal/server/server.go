@@ -171,6 +171,7 @@ func New(o Options) *Server {
 		stopping: make(chan struct{}),
 	}
 	s.mover = o.Mover
+	s.deletions, s.profiles = o.Deletions, o.Profiles
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
