@@ -26,7 +26,7 @@ func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batc
 		} else {
 			w.stored = s.Stored.UnixMilli()
 			w.until = untilOf(w.stored, retention)
-			err = w.apply(s)
+			err = v.role(&w, s)
 		}
 		if err != nil {
 			return recordError(stream, s, err)
@@ -385,7 +385,7 @@ func (w *writer) acknowledge(s *journal.Sealed, h *journal.Header, user kms.Tag)
 			return err
 		}
 	}
-	if p.position <= a.position {
+	if p.position < a.position || p.position == a.position && w.until <= a.until {
 		return nil
 	}
 	w.value = ack{p.position, w.stored, w.until}.append(w.value[:0])
