@@ -52,15 +52,16 @@ func openProvider(ctx context.Context, r config.Region, fresh bool, a *keyAudit,
 }
 
 // keyAudit records the calls to a region's key provider in the region's audit
-// log, from when the journal is open. A description that went well is left out:
-// readiness asks for one every second, and it uses no key.
+// log, from when the journal is open. A description that went well is left out,
+// and so are a probe's calls: readiness asks for them often, and they are of no
+// app's key.
 type keyAudit struct {
 	journal atomic.Pointer[journal.Journal]
 }
 
-func (a *keyAudit) observe(_ context.Context, c kms.Call) {
+func (a *keyAudit) observe(ctx context.Context, c kms.Call) {
 	j := a.journal.Load()
-	if j == nil || (c.Operation == "describe" && c.Err == nil) {
+	if j == nil || (c.Err == nil && (c.Operation == "describe" || ctx.Value(probing{}) != nil)) {
 		return
 	}
 	entry := journal.AuditEntry{

@@ -85,6 +85,13 @@ var errKeyState = errors.New("the key is not enabled")
 // checkKeys asks the provider; keys that are cached may still serve for a
 // while, and the region says so by staying up.
 func (r *region) checkKeys(ctx context.Context) error {
+	if err := r.describeKey(ctx); err != nil {
+		return err
+	}
+	return r.probe.check(ctx, r.provider, r.config.ID, probeEvery(r.config.Keys))
+}
+
+func (r *region) describeKey(ctx context.Context) error {
 	if time.Since(r.keysAnswered) < keysFresh && r.journal.Keyring().Status().Degraded == 0 {
 		return nil
 	}

@@ -80,6 +80,7 @@ type region struct {
 	mu           sync.Mutex // guards what follows
 	checked      time.Time
 	keysAnswered time.Time // when the provider last answered well
+	probe        keyProbe
 	reasons      []server.Unready
 	told         string // the reasons as they were logged
 	failure      error  // of the runner
