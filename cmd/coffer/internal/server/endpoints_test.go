@@ -98,7 +98,7 @@ func TestEndpoints(t *testing.T) {
 		`{"url": "https://example.com/", "mode": "loud"}`:                       "endpoint-invalid",
 		`{"url": "https://example.com/", "mode": "sealed"}`:                     "endpoint-invalid",
 		`{"url": "https://example.com/", "types": ["nothing"]}`:                 "endpoint-invalid",
-		`{"url": "https://example.com/", "users": ["a.b"]}`:                     "endpoint-invalid",
+		`{"url": "https://example.com/", "users": ["a b"]}`:                     "endpoint-invalid",
 		`{"url": "https://example.com/", "headers": {"Webhook-Id": "x"}}`:       "endpoint-invalid",
 		`{"url": "https://example.com/", "headers": {"X-A": "a\r\nX-B: b"}}`:    "endpoint-invalid",
 		`{"url": "https://example.com/", "secret": "whsec_short"}`:              "endpoint-invalid",
