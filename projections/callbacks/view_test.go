@@ -1,0 +1,202 @@
+package callbacks_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/projections"
+	"github.com/cofferdb/coffer/projections/callbacks"
+	"github.com/cofferdb/coffer/projections/storetest"
+)
+
+var (
+	app      = journal.AppID{3, 1}      //nolint:gochecknoglobals // of the tests
+	endpoint = journal.EndpointID{5, 9} //nolint:gochecknoglobals // of the tests
+)
+
+const stream = "coffer_eu_cb_0"
+
+// fold is a view and the records it was given.
+type fold struct {
+	t     *testing.T
+	view  *callbacks.View
+	store *storetest.Memory
+	next  uint64
+}
+
+func newFold(t *testing.T) *fold {
+	t.Helper()
+	f := &fold{t: t, store: &storetest.Memory{}}
+	var err error
+	if f.view, err = callbacks.New(callbacks.Config{Store: f.store}); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func (f *fold) apply(batch ...journal.Attempts) {
+	f.t.Helper()
+	var sealed []journal.Sealed
+	for i := range batch {
+		f.next++
+		batch[i].Endpoint = endpoint
+		sealed = append(sealed, journal.Sealed{App: app, Sequence: f.next, Record: batch[i].Append(nil)})
+	}
+	err := f.store.Update(func(txn projections.Txn) error { return f.view.Apply(context.Background(), txn, stream, sealed) })
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fold) progress() callbacks.Progress {
+	f.t.Helper()
+	p, err := f.view.Progress(context.Background(), app, endpoint)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return p
+}
+
+// dump is everything that is stored.
+func (f *fold) dump() []string {
+	f.t.Helper()
+	var out []string
+	err := f.store.View(func(r projections.Reader) error {
+		c := r.Iterate([]byte{1}, nil, false)
+		defer c.Close()
+		for c.Next() {
+			out = append(out, fmt.Sprintf("%x=%x", c.Key(), c.Value()))
+		}
+		return c.Close()
+	})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return out
+}
+
+func outcome(number uint64, state journal.DeliveryState, due int64) journal.Attempt {
+	a := journal.Attempt{Number: number, Position: journal.Position(10 * number), State: state, Attempts: 1, Arrived: 1_000_000}
+	if state == journal.DeliveryWaiting {
+		a.Due = due
+	}
+	return a
+}
+
+// TestFencing ignores what a process recorded whose lease had been taken.
+func TestFencing(t *testing.T) {
+	t.Parallel()
+	f := newFold(t)
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Token: 1, Number: 1, Through: 10, Entries: []journal.Attempt{outcome(1, journal.DeliveryDone, 0)}})
+	f.apply(journal.Attempts{Kind: journal.AttemptsTaken, Token: 2})
+	before := f.dump()
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Token: 1, Number: 9, Through: 90, Entries: []journal.Attempt{outcome(2, journal.DeliveryDone, 0)}})
+	if after := f.dump(); !slices.Equal(before, after) {
+		t.Errorf("a record of the one before changed the view: %v", after)
+	}
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Token: 2, Number: 2, Through: 20, Entries: []journal.Attempt{outcome(2, journal.DeliveryDone, 0)}})
+	if p := f.progress(); p.Done != 2 || p.Number != 2 || p.Token != 2 {
+		t.Errorf("%+v", p)
+	}
+}
+
+// TestDoneIsFinal keeps a delivered event delivered, whatever comes later.
+func TestDoneIsFinal(t *testing.T) {
+	t.Parallel()
+	f := newFold(t)
+	for _, state := range []journal.DeliveryState{journal.DeliveryWaiting, journal.DeliveryDone, journal.DeliveryWaiting, journal.DeliveryParked} {
+		f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Entries: []journal.Attempt{outcome(1, state, 7)}})
+	}
+	if p := f.progress(); p.Done != 1 || p.Waiting+p.Parked+p.Held != 0 {
+		t.Errorf("%+v", p)
+	}
+}
+
+// TestSplits folds the same records in batches of every kind: the view is the
+// same. Its counts are those of its deliveries.
+func TestSplits(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // a test
+	states := []journal.DeliveryState{journal.DeliveryDone, journal.DeliveryWaiting, journal.DeliveryParked, journal.DeliveryHeld}
+	var records []journal.Attempts
+	for range 300 {
+		a := journal.Attempts{Kind: journal.AttemptsOutcomes, Millis: int64(random.IntN(1000))}
+		for range random.IntN(5) {
+			a.Entries = append(a.Entries, outcome(1+random.Uint64N(600), states[random.IntN(4)], int64(random.IntN(50))))
+		}
+		records = append(records, a)
+	}
+	one := newFold(t)
+	one.apply(records...)
+	many := newFold(t)
+	for rest := records; len(rest) > 0; {
+		n := min(1+random.IntN(7), len(rest))
+		many.apply(rest[:n]...)
+		rest = rest[n:]
+	}
+	if !slices.Equal(one.dump(), many.dump()) {
+		t.Error("the batches changed the view")
+	}
+	p := one.progress()
+	for state, want := range map[journal.DeliveryState]uint64{
+		journal.DeliveryDone: p.Done, journal.DeliveryWaiting: p.Waiting, journal.DeliveryParked: p.Parked, journal.DeliveryHeld: p.Held,
+	} {
+		n := uint64(0)
+		if err := one.view.Deliveries(t.Context(), app, endpoint, callbacks.Query{State: state}, func(callbacks.Delivery) error { n++; return nil }); err != nil || n != want {
+			t.Errorf("%d deliveries are %s, %d are counted, %v", n, state, want, err)
+		}
+	}
+	due, last := uint64(0), int64(0)
+	if err := one.view.Due(t.Context(), app, endpoint, 0, func(d callbacks.Delivery) error {
+		if d.Due < last {
+			t.Errorf("%d after %d", d.Due, last)
+		}
+		due, last = due+1, d.Due
+		return nil
+	}); err != nil || due != p.Waiting {
+		t.Errorf("%d are due, %d wait, %v", due, p.Waiting, err)
+	}
+}
+
+// TestExpireLeavesNothing removes deliveries when their time is over, and no
+// earlier; one that was sent again stays.
+func TestExpireLeavesNothing(t *testing.T) {
+	t.Parallel()
+	f := newFold(t)
+	arrived := time.UnixMilli(1_000_000)
+	var a journal.Attempts
+	for n := range uint64(600) {
+		if len(a.Entries) == journal.MaxAttempts {
+			f.apply(a)
+			a = journal.Attempts{}
+		}
+		a.Kind = journal.AttemptsOutcomes
+		a.Entries = append(a.Entries, outcome(n+1, []journal.DeliveryState{journal.DeliveryDone, journal.DeliveryParked}[n%2], 0))
+	}
+	f.apply(a)
+	again := outcome(600, journal.DeliveryWaiting, 5)
+	again.Arrived += (24 * time.Hour).Milliseconds()
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Entries: []journal.Attempt{again}})
+	for at, want := range map[time.Duration]int{71 * time.Hour: 0} {
+		if n, err := f.view.Expire(t.Context(), arrived.Add(at)); n != want || err != nil {
+			t.Fatalf("%d expired after %s, %v", n, at, err)
+		}
+	}
+	if n, err := f.view.Expire(t.Context(), arrived.Add(75*time.Hour)); n != 599 || err != nil {
+		t.Fatalf("%d expired, %v", n, err)
+	}
+	if p := f.progress(); p.Done+p.Parked != 0 || p.Waiting != 1 {
+		t.Errorf("%+v", p)
+	}
+	if n, err := f.view.Expire(t.Context(), arrived.Add(100*time.Hour)); n != 1 || err != nil {
+		t.Fatalf("%d expired at the end, %v", n, err)
+	}
+	if rest := f.dump(); len(rest) != 1 { // how far the endpoint has come
+		t.Errorf("%d keys are left: %v", len(rest), rest)
+	}
+}
