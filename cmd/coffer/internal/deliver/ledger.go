@@ -22,8 +22,9 @@ type ledger struct {
 	entries []journal.Attempt // outcomes to be written
 	details []detail
 	writing bool
-	number  uint64           // of the last record, or what was loaded
+	number  uint64           // up to here everything has an outcome
 	through journal.Position // the same
+	noted   journal.Position // the through of the last record
 	// sequence is that of the last record of this process.
 	sequence uint64
 	// idle is when a record without outcomes was last written.
@@ -105,8 +106,11 @@ func (w *worker) record(ctx context.Context) {
 		return
 	}
 	n := min(len(l.entries), journal.MaxAttempts)
-	if n == 0 && !w.noteProgress() {
-		return
+	if n == 0 {
+		l.advance(w.number, w.scanned) // every outcome is on disk
+		if !w.noteProgress() {
+			return
+		}
 	}
 	a := &journal.Attempts{Kind: journal.AttemptsOutcomes, Endpoint: w.ep.ID, Token: w.token, Entries: l.entries[:n:n]}
 	details := l.details[:min(len(l.details), maxDetails)]
@@ -119,7 +123,7 @@ func (w *worker) record(ctx context.Context) {
 		a.Number, a.Through = l.number, l.through
 		l.details = nil
 	}
-	l.entries = l.entries[n:]
+	l.entries, l.noted = l.entries[n:], l.through
 	l.writing = true
 	go func() { w.stored <- w.store(ctx, a, details) }()
 }
@@ -140,7 +144,7 @@ func (l *ledger) advance(number uint64, scanned journal.Position) {
 // noteProgress reports whether a record without outcomes is due.
 func (w *worker) noteProgress() bool {
 	l := &w.ledger
-	if w.ending || len(l.given) > 0 || len(w.fresh) > 0 || l.through >= w.scanned {
+	if w.ending || l.through <= l.noted {
 		return false
 	}
 	now := time.Now()
@@ -190,6 +194,9 @@ func (w *worker) noted(s storedRecord) {
 	if s.err == nil {
 		w.ledger.sequence = max(w.ledger.sequence, s.sequence)
 	}
+	if len(w.ledger.entries) == 0 {
+		w.ledger.advance(w.number, w.scanned) // what was sent before makes room
+	}
 }
 
 // load reads where the endpoint is. The view must have this process's last
@@ -211,12 +218,14 @@ func (w *worker) load(ctx context.Context, last uint64) error {
 	return w.loadView(ctx)
 }
 
-// fill reads new events.
-func (w *worker) fill(ctx context.Context) error {
+// fill reads new events. It reports whether there may be more of them: what was
+// read may all have been for others, or have been sent.
+func (w *worker) fill(ctx context.Context) (more bool, err error) {
 	app, err := w.Journal.App(ctx, w.ep.App)
 	if err != nil {
-		return err
+		return false, err
 	}
+	n := 0
 	q := history.Query{After: w.scanned, Types: w.ep.Types, Limit: fetch, Oldest: w.Journal.Oldest(app, w.now())}
 	if len(w.ep.ConversationTags) == 1 {
 		q.Conversation = &w.ep.ConversationTags[0]
@@ -224,16 +233,19 @@ func (w *worker) fill(ctx context.Context) error {
 	if len(w.ep.UserTags) == 1 {
 		q.User = &w.ep.UserTags[0]
 	}
-	next, err := w.Events.Replay(ctx, w.ep.App, q, w.take)
-	if trimmed, ok := trimmedBy(err); ok {
-		w.scanned = max(w.scanned, trimmed)
-		return nil
+	next, err := w.Events.Replay(ctx, w.ep.App, q, func(i history.Item) error {
+		n++
+		return w.take(i)
+	})
+	if trimmed, ok := trimmedBy(err); ok && trimmed > w.scanned {
+		w.scanned = trimmed
+		return true, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	w.scanned = max(w.scanned, next)
-	return nil
+	return n == fetch, nil
 }
 
 // take gives an event its number and queues it, unless it was before.

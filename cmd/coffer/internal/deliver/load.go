@@ -22,7 +22,7 @@ func (w *worker) loadView(ctx context.Context) error {
 	}
 	w.number, w.scanned = p.Number, max(p.Through, w.ep.After)
 	w.failing = p.Failing
-	w.ledger.number, w.ledger.through = w.number, p.Through
+	w.ledger.number, w.ledger.through, w.ledger.noted = w.number, p.Through, p.Through
 	w.known = make(map[journal.Position]uint64)
 	err = w.View.Deliveries(ctx, w.ref.App, w.ref.ID, callbacks.Query{After: p.Number}, func(d callbacks.Delivery) error {
 		w.known[d.Position] = d.Number

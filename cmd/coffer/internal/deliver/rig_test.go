@@ -58,6 +58,7 @@ type rig struct {
 	engine    *deliver.Engine
 	app       journal.App
 
+	closed     bool
 	external   *external     // nil: an embedded server
 	beat       time.Duration // of leases; 0: none
 	leases     *deliver.LeaseTable
@@ -105,6 +106,7 @@ func must[T any](t *testing.T) func(T, error) T {
 // open starts everything on the rig's folder.
 func (r *rig) open() {
 	t := r.t
+	r.closed = false
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	ctx := context.Background()
@@ -183,6 +185,10 @@ func (r *rig) start() {
 }
 
 func (r *rig) close() {
+	if r.closed {
+		return
+	}
+	r.closed = true
 	r.stopEngine()
 	if r.stopLeases != nil {
 		r.stopLeases(true)

@@ -282,8 +282,13 @@ func (w *worker) nextFresh(ctx context.Context, now time.Time) (*delivery, error
 			if len(w.waiting)+w.held >= backlog || w.ledger.outstanding() >= window {
 				return nil, nil //nolint:nilnil // there is none
 			}
-			if err := w.fill(ctx); err != nil || len(w.fresh) == 0 {
+			more, err := w.fill(ctx)
+			if err != nil || !more && len(w.fresh) == 0 {
 				return nil, err
+			}
+			if len(w.fresh) == 0 {
+				w.record(ctx) // so that what was read makes room
+				continue
 			}
 		}
 		d := w.fresh[0]
