@@ -83,7 +83,7 @@ func newMoveRig(t *testing.T, dir string, store projections.Store, opts embedded
 // await waits for the end of an app's plan change.
 func (r *moveRig) await(t *testing.T, app journal.AppID) journal.Move {
 	t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		m, err := r.mover.Move(t.Context(), app)
 		if err != nil {
 			t.Fatal(err)
@@ -117,7 +117,7 @@ type movingApp struct {
 	tail    []journal.Position // as a live reader saw them
 	seen    seenMark
 	writers sync.WaitGroup
-	stop    chan struct{}
+	stop    func()
 }
 
 // seenMark is how far a live reader has come.
@@ -184,6 +184,13 @@ func (a *movingApp) append(t *testing.T, r *moveRig, events ...journal.Event) {
 	}
 }
 
+// newest returns the position of the event that was appended last.
+func (a *movingApp) newest() journal.Position {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.events[len(a.events)-1].position
+}
+
 // again appends an event of the past again.
 func (a *movingApp) again(t *testing.T, r *moveRig, e journal.Event, position journal.Position) {
 	t.Helper()
@@ -195,18 +202,26 @@ func (a *movingApp) again(t *testing.T, r *moveRig, e journal.Event, position jo
 
 // load writes until stop is closed, and lets a reader follow.
 func (a *movingApp) load(t *testing.T, r *moveRig, writers int) {
-	a.stop = make(chan struct{})
+	stop := make(chan struct{})
+	a.stop = sync.OnceFunc(func() { close(stop) })
+	t.Cleanup(func() { a.stop(); a.writers.Wait() }) // before the journal closes
 	for w := range writers {
 		a.writers.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(w), 7))
 			for i := 0; ; i++ {
 				select {
-				case <-a.stop:
+				case <-stop:
 					return
 				default:
 				}
 				e := movedMessage(fmt.Sprintf("w%d-%d", w, i), time.Now())
 				a.append(t, r, e)
+				// It reads what it wrote, which also keeps a slow machine from
+				// drowning in writes.
+				if err := r.runner.Wait(t.Context(), a.id, a.newest()); err != nil && t.Context().Err() == nil {
+					t.Errorf("wait for what was written: %v", err)
+					return
+				}
 				if rng.IntN(3) == 0 {
 					a.mu.Lock()
 					at := slices.IndexFunc(a.events, func(m movedEvent) bool { return m.id == e.ID })
@@ -381,7 +396,7 @@ func testPlanChanges(t *testing.T, opts embedded.Options) {
 		r.await(t, d.id)
 	}
 	for _, d := range all {
-		close(d.stop)
+		d.stop()
 		d.writers.Wait()
 	}
 	for _, d := range all {
