@@ -164,3 +164,31 @@ func (k *Keyring) fence(ctx context.Context, app, path string, before uint64) er
 	_, err = k.storePage(ctx, app, path, there.revision, value)
 	return err
 }
+
+// SubjectState is how a subject stands in the keyring.
+type SubjectState struct {
+	// Key tells that the subject has a key.
+	Key bool
+	// Erased is when a key of it was last destroyed; zero if none was.
+	Erased time.Time
+}
+
+// SubjectState reads how a subject stands, from its row. It calls no provider.
+func (k *Keyring) SubjectState(ctx context.Context, app string, subject Tag) (SubjectState, error) {
+	if err := checkApp(app); err != nil {
+		return SubjectState{}, err
+	}
+	digits := subject.String()
+	for depth := range maxDepth + 1 {
+		p, err := k.loadPage(ctx, app, digits[:depth])
+		if err != nil {
+			return SubjectState{}, fmt.Errorf("look at a subject: %w", err)
+		}
+		if p.Split {
+			continue
+		}
+		row, _ := p.find(subject)
+		return SubjectState{Key: len(row.Key) > 0, Erased: row.Erased}, nil
+	}
+	return SubjectState{}, fmt.Errorf("look at a subject: %w: a page of one subject is split", ErrKeyringCorrupt)
+}

@@ -40,6 +40,10 @@ type File struct {
 	// ShutdownTimeout is how long open requests may take to end; default 30s.
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
 
+	// Erasures is a file of receipts of erasures that are done again before a
+	// region listens, after a restore.
+	Erasures string `toml:"erasures"`
+
 	Log    Log    `toml:"log"`
 	Limits Limits `toml:"limits"`
 	Plans  []Plan `toml:"plan"`

@@ -19,10 +19,12 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/journal/embedded"
@@ -60,6 +62,8 @@ type region struct {
 	accounts *accounts.Store
 	exports  *exports.Exports
 	attached *attachments.Store
+	signing  *signing.Key
+	erasures *erasures.Erasures
 	rows     *journal.Rows // of the registry
 
 	deletions *deletion.Deletions
@@ -211,7 +215,10 @@ func (r *region) openJournal(ctx context.Context) error {
 		return err
 	}
 	r.openDeletions(js, syncer)
-	return r.openKeys(ctx, js, syncer)
+	if err := r.openKeys(ctx, js, syncer); err != nil {
+		return err
+	}
+	return r.openErasures(ctx, js)
 }
 
 // run serves until closeListener; it returns an error when the listener or the
@@ -223,7 +230,8 @@ func (r *region) run(ctx context.Context) error {
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
 		Deletions: r.deletions, Profiles: r.profiles,
-		Attached:  r.attached,
+		Attached: r.attached,
+		Erasures: r.erasures, Signing: r.signing,
 		Operators: r.options.config.Operators, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,
@@ -254,6 +262,7 @@ func (r *region) run(ctx context.Context) error {
 	views.Go(func() { r.deletions.Run(ctx) })
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
+	views.Go(func() { r.erasures.Run(ctx) })
 	views.Go(func() { _ = r.mover.Run(ctx) }) // as keys.Run
 	views.Go(func() { r.serveCompat() })
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {

@@ -59,6 +59,7 @@ func pathParameters() map[string]parameter {
 		"conversation": {about: "a conversation's id; a direct one's is its two users' ids in order, with a comma", schema: text(conversationPattern)},
 		"endpoint":     {about: "an endpoint's id", schema: text("^[0-9a-f]{32}$")},
 		"replay":       {about: "a replay's id", schema: text("^[0-9a-f]{32}$")},
+		"erasure":      {about: "an erasure's id", schema: text("^[0-9a-f]{32}-[1-9][0-9]*$")},
 		"attachment":   {about: "an attachment's id", schema: text("^[A-Za-z0-9_@:+=~-]{1,117}$")},
 		"export":       {about: "an export's id", schema: text("^[0-9a-f]{16}$")},
 		"file":         {about: "the name of a file, from the manifest", schema: text("^(events-[0-9]{6}[.]ndjson|[0-9]{10}[.]gz)$")},
@@ -426,6 +427,7 @@ func (s *Server) descriptions() map[string]description {
 	}
 	s.describeExports(all)
 	s.describeCallbacks(all)
+	s.describeErasures(all)
 	return all
 }
 

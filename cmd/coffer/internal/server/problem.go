@@ -14,9 +14,11 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/egress"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
@@ -215,6 +217,11 @@ func errorTable() []mapping {
 		{accounts.ErrDisabled, k.appDisabled, "an operator has disabled the account"},
 		{journal.ErrRotating, k.rotating, "the certificate before the newest is still accepted; withdraw it first"},
 		{accounts.ErrRegionForbidden, k.regionForbidden, "an account of Mainland China can use cn only, unless an operator has granted it more"},
+		{erasures.ErrNotFound, k.notFound, "there is no such erasure"},
+		{erasures.ErrReceipt, k.invalidRequest, "a receipt was not signed by this region, or not as a receipt"},
+		{erasures.ErrCorrupt, k.dataCorrupt, "a row of an erasure is damaged"},
+		{signing.ErrSignature, k.invalidRequest, "a text was not signed by this region"},
+		{signing.ErrCorrupt, k.dataCorrupt, "the row of the region's signing key is damaged"},
 		{attachments.ErrNotFound, k.notFound, "there is no such attachment, or none any more"},
 		{attachments.ErrConflict, k.conflict, "an attachment with this id and another content, type, sender or conversation is stored"},
 		{attachments.ErrTooLarge, k.payloadTooLarge, "the attachment is over the limit"},

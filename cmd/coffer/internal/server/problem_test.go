@@ -21,7 +21,7 @@ func TestErrorTableIsComplete(t *testing.T) {
 	mapped := mappedErrors(t)
 	found := 0
 	for dir, name := range map[string]string{
-		"kms": "kms", "journal": "journal", "journal/attachments": "attachments", "projections": "projections", "projections/history": "history",
+		"kms": "kms", "journal": "journal", "journal/attachments": "attachments", "cmd/coffer/internal/erasures": "erasures", "cmd/coffer/internal/signing": "signing", "projections": "projections", "projections/history": "history",
 		"cmd/coffer/internal/auth": "auth", "cmd/coffer/internal/accounts": "accounts",
 		"cmd/coffer/internal/keys": "keys", "cmd/coffer/internal/exports": "exports",
 	} {

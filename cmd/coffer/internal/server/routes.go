@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
@@ -127,7 +128,7 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/audit", who: operator, query: []string{"from"}, handle: (*Server).auditLog},
 		{method: "GET", path: "/v1/admin/audit/head", who: operator, handle: (*Server).auditHead},
 	}
-	return append(table, s.exportRoutes()...)
+	return slices.Concat(table, s.exportRoutes(), s.erasureRoutes())
 }
 
 // ofApp reports whether the path is below one app, whose token it then needs.

@@ -21,9 +21,11 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
 	"github.com/cofferdb/coffer/projections"
@@ -108,6 +110,8 @@ type Options struct {
 	Exports   *exports.Exports
 	Operators auth.Operators
 	Attached  *attachments.Store
+	Erasures  *erasures.Erasures
+	Signing   *signing.Key
 
 	// Elsewhere names the other regions, by their number.
 	Elsewhere map[byte]Place
@@ -132,6 +136,8 @@ type Server struct {
 	profiles  *profiles.Store
 	exports   *exports.Exports
 	attached  *attachments.Store
+	erasures  *erasures.Erasures
+	signing   *signing.Key
 	operators auth.Operators
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
@@ -164,8 +170,9 @@ type Server struct {
 func New(o Options) *Server {
 	s := &Server{
 		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks,
-		exports:   o.Exports,
-		attached:  o.Attached,
+		exports:  o.Exports,
+		attached: o.Attached,
+		erasures: o.Erasures, signing: o.Signing,
 		operators: o.Operators, elsewhere: o.Elsewhere, ready: o.Ready, limits: o.Limits.withDefaults(),
 		log: o.Log, now: o.Now, kinds: kinds(), errors: errorTable(),
 		stopping: make(chan struct{}),
