@@ -38,6 +38,7 @@ func TestMoves(t *testing.T) {
 	add(journal.ReceiptRead, "x", "e3")
 	add(journal.InboxAcked, "x", "e3")
 	add(journal.MemberLeft, "z", "")
+	add(journal.MemberJoined, "w", "")
 
 	plans := journal.DefaultPlans()
 	free, pro := plans[0].Retention, plans[2].Retention
@@ -64,8 +65,11 @@ func TestMoves(t *testing.T) {
 		if err != nil || receipts[0] != (Receipt{1, 1, true, true}) {
 			t.Errorf("%s: receipts: %+v, %v", name, receipts, err)
 		}
-		if takes, err := v.TakesPart(t.Context(), appN(1), tagOf("conversation", "g"), tagOf("subject", "z"), oldest); err != nil || takes {
-			t.Errorf("%s: who has left takes part: %v, %v", name, takes, err)
+		for user, want := range map[string]bool{"w": true, "z": false} {
+			takes, err := v.TakesPart(t.Context(), appN(1), tagOf("conversation", "g"), tagOf("subject", user), oldest)
+			if err != nil || takes != want {
+				t.Errorf("%s: %s takes part: %v, %v", name, user, takes, err)
+			}
 		}
 		if _, err := v.Expire(t.Context(), start.Add(pro+48*time.Hour)); err != nil {
 			t.Fatal(err)
