@@ -185,7 +185,7 @@ func TestKill(t *testing.T) {
 		}
 		target := before + 1 + rand.IntN(max(2*events/rounds-1, 1)) //nolint:gosec // any moment will do
 		deadline := time.Now().Add(patience)
-		for len(rc.all()) < min(target, events) && time.Now().Before(deadline) {
+		for found, _ := rc.counts(positions); found < events && len(rc.all()) < target && time.Now().Before(deadline); found, _ = rc.counts(positions) {
 			time.Sleep(time.Millisecond)
 		}
 		_ = child.Process.Kill()
