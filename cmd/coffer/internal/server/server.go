@@ -252,6 +252,9 @@ func (s *Server) answer(c *call, serve func(*call) error) {
 	defer func() { //nolint:contextcheck // see above
 		// A panic's value may hold content, so only where it happened is logged.
 		if v := recover(); v != nil {
+			if v == http.ErrAbortHandler { //nolint:errorlint // this very value
+				panic(v)
+			}
 			s.log.Error("request panicked", "request_id", c.id, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
 			s.finish(c, started, s.kinds.internal.problem("the server has failed"))
 			if c.w.status != 0 {
@@ -265,6 +268,11 @@ func (s *Server) answer(c *call, serve func(*call) error) {
 		}
 	}()
 	s.finish(c, started, serve(c)) //nolint:contextcheck // see above
+	if c.w.status == 0 {
+		// Nobody seems to be there. If somebody is, silence must not become the
+		// 200 that net/http would send.
+		panic(http.ErrAbortHandler)
+	}
 }
 
 func (s *Server) serve(c *call) error {
@@ -289,7 +297,10 @@ func (s *Server) serve(c *call) error {
 // and the log line.
 func (s *Server) finish(c *call, started time.Time, err error) {
 	var p *problem
-	if gone := c.r.Context().Err() != nil || errors.Is(err, errCallerGone); err != nil && gone {
+	// Over HTTP/1.1 the context also ends when a body is late; that has an answer.
+	late, _ := errors.AsType[*problem](err)
+	inTime := late == nil || late.Status != http.StatusRequestTimeout
+	if gone := c.r.Context().Err() != nil || errors.Is(err, errCallerGone); err != nil && gone && inTime {
 		// There is nobody to answer, and nothing that an operator could mend.
 		s.logRequest(c, started, nil)
 		return
