@@ -70,7 +70,9 @@ func (p *pager) read() error {
 	forward := p.q.After > 0 && p.q.Before == 0
 	p.replay.low = p.q.After
 	p.page.Messages = make([]Message, 0, p.q.Limit)
-	p.arena = make([]byte, 0, p.q.Limit*1280)
+	if p.arena = p.q.Buffer[:0]; cap(p.arena) == 0 {
+		p.arena = make([]byte, 0, p.q.Limit*1280)
+	}
 	more, err := p.fill(!forward)
 	if errors.Is(err, errMoved) {
 		p.page.Messages, p.arena = p.page.Messages[:0], p.arena[:0]

@@ -103,6 +103,10 @@ type PageQuery struct {
 	Limit int
 	// Oldest hides expired messages, as in [Query].
 	Oldest time.Time
+	// Buffer is where the page's records are put while there is room, so that
+	// a caller who reads page after page need not have memory made for each. The
+	// records are then valid until the buffer is used again.
+	Buffer []byte
 }
 
 // A Page is a run of a conversation's messages, the newest first.

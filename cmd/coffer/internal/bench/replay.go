@@ -282,7 +282,7 @@ func (r *rig) copyTo(ctx context.Context, pg *postgres, table, columns string, q
 	if withConversation {
 		key = "app, conversation, position"
 	}
-	if _, err := conn.Exec(ctx, "CREATE TABLE "+table+" ("+columns+", record bytea NOT NULL, PRIMARY KEY ("+key+"))"); err != nil {
+	if _, err := conn.Exec(ctx, "CREATE TABLE "+table+" ("+columns+", record bytea NOT NULL, edit bytea, PRIMARY KEY ("+key+"))"); err != nil {
 		return fmt.Errorf("make the table: %w", err)
 	}
 	names := []string{"app", "position", "record"}
@@ -336,7 +336,7 @@ func (r *rig) selectAll(ctx context.Context, pg *postgres, events int) (sample, 
 	if _, err := conn.Exec(ctx, "SET enable_sort = off; SET enable_seqscan = off; SET enable_bitmapscan = off"); err != nil {
 		return sample{}, err
 	}
-	count, err := r.openRows(ctx, conn, "SELECT record FROM events WHERE app = $1 ORDER BY position LIMIT $2", r.app.ID[:], int64(events))
+	count, err := r.openRows(ctx, conn, events, "SELECT record FROM events WHERE app = $1 ORDER BY position LIMIT $2", r.app.ID[:], int64(events))
 	if err != nil {
 		return sample{}, err
 	}
@@ -346,9 +346,9 @@ func (r *rig) selectAll(ctx context.Context, pg *postgres, events int) (sample, 
 	return sample{count: count, elapsed: time.Since(begin)}, nil
 }
 
-// openRows opens the records that a query returns. They are read as they come
+// openRows opens the records that a query returns, the first so many. They are read as they come
 // over the wire, in binary and without a copy.
-func (r *rig) openRows(ctx context.Context, conn *pgx.Conn, query string, args ...any) (int, error) {
+func (r *rig) openRows(ctx context.Context, conn *pgx.Conn, most int, query string, args ...any) (int, error) {
 	rows, err := conn.Query(ctx, query, append([]any{pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
 	if err != nil {
 		return 0, err
@@ -357,10 +357,12 @@ func (r *rig) openRows(ctx context.Context, conn *pgx.Conn, query string, args .
 	count := 0
 	plain := make([]byte, 0, 8<<10)
 	for rows.Next() {
+		if count++; count > most {
+			continue // it is only told that there is more
+		}
 		if plain, err = r.journal.OpenRecord(ctx, plain[:0], r.app.ID, rows.RawValues()[0]); err != nil {
 			return 0, err
 		}
-		count++
 	}
 	return count, rows.Err()
 }

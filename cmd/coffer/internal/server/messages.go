@@ -111,11 +111,17 @@ func (s *Server) messages(c *call) error {
 	if err := s.visible(c, tag); err != nil {
 		return err
 	}
+	room, _ := s.rooms.Get().(*[]byte)
+	if room == nil {
+		room = new(make([]byte, roomBytes))
+	}
+	defer s.rooms.Put(room)
+	q.Buffer = *room
 	page, err := s.history.Messages(ctx, c.app.ID, tag, q)
 	if err != nil {
 		return s.trimmed(c, err)
 	}
-	answer, err := s.viewPage(c, b, page)
+	answer, err := s.viewPage(c, b, page) // nothing of it points into the room
 	if err != nil {
 		return err
 	}
@@ -129,6 +135,9 @@ func (s *Server) messages(c *call) error {
 	answer.OldestAvailable = q.Oldest.UTC().Format(timeLayout)
 	return s.writeJSON(c, http.StatusOK, answer)
 }
+
+// roomBytes has room for the sealed records of an ordinary page.
+const roomBytes = 64 << 10
 
 func (s *Server) viewPage(c *call, b binding, page history.Page) (messagesPage, error) {
 	answer := messagesPage{Data: []messageView{}}

@@ -156,6 +156,7 @@ type Server struct {
 	streams *semaphore.Weighted // replays under way
 	quotas  *quotas
 	news    news
+	rooms   sync.Pool // of *[]byte, for pages of messages
 	turns   turns
 
 	// changed is the runner's; a test puts itself in between.
