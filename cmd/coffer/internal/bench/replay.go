@@ -151,6 +151,8 @@ func replayCases(ctx context.Context, o Options, r *served) (cases []Case, err e
 	}
 	overHTTP := compare(fmt.Sprintf("%d events over HTTP, beside the library", o.Events), "events/s", lines, ours)
 	overHTTP.Allocations = rounded(allocations)
+	overHTTP.Paired, overHTTP.CPU, overHTTP.RawCPU = paired(lines, ours), rounded(median(lines.cpus)), rounded(median(ours.cpus))
+	c.CPU = overHTTP.RawCPU
 	cases = append(cases, c, overHTTP)
 	some, err := r.filtered(ctx, o)
 	return append(cases, some...), err
