@@ -203,7 +203,7 @@ func TestBadInputStoresNothing(t *testing.T) {
 	typed := message("c", "alice", 5)
 	typed.Type = 99
 	results, err := w.Append(t.Context(), app, old, ahead, typed,
-		message("d*", "alice", 5), message("e", "al.ice", 5), message("f", "alice", 70<<10), message("good", "alice", 5))
+		message("d*", "alice", 5), message("e", ".alice", 5), message("f", "alice", 70<<10), message("good", "alice", 5))
 	if err != nil {
 		t.Fatal(err)
 	}

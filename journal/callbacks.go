@@ -156,8 +156,8 @@ func (c *Callbacks) Details(ctx context.Context, app AppID, stream string, seque
 	if err != nil {
 		return nil, fmt.Errorf("details of attempts: %w", err)
 	}
-	clear := msg.Data[:len(msg.Data)-len(envelope)]
-	details, err := key.Open(nil, appendAAD(nil, c.j.region.ID, app, c.j.logID, clear), envelope)
+	head := msg.Data[:len(msg.Data)-len(envelope)]
+	details, err := key.Open(nil, appendAAD(nil, c.j.region.ID, app, c.j.logID, head), envelope)
 	if err != nil {
 		return nil, fmt.Errorf("details of attempts: %w: %w", ErrCorrupt, err)
 	}

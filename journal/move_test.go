@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -37,10 +38,8 @@ func awaitStep(t *testing.T, m *journal.Mover, app journal.AppID, steps ...journ
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, step := range append(steps, journal.MoveDone) {
-			if move.Step == step {
-				return move
-			}
+		if move.Step == journal.MoveDone || slices.Contains(steps, move.Step) {
+			return move
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("the plan change stands still: %+v", move)

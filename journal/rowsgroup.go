@@ -178,7 +178,7 @@ func (r *Rows) updateSome(ctx context.Context, updates []kms.RowUpdate, sequence
 		select {
 		case ack := <-answer.Ok():
 			sequences[i] = ack.Sequence
-		case <-answer.Err():
+		case <-answer.Err(): //nolint:errcheck // the row itself is asked below
 		case <-wait.Done():
 		}
 	}

@@ -378,8 +378,7 @@ func (s *Store) sync() error {
 
 // readFailure returns the error of the content behind an error, if it is one.
 func readFailure(err error) error {
-	var read *readError
-	if errors.As(err, &read) {
+	if read, ok := errors.AsType[*readError](err); ok {
 		return read.err
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/cofferdb/coffer/journal"
@@ -83,7 +84,7 @@ func manifestAAD(region string, p place) []byte {
 }
 
 func (a chunkAAD) of(index uint64, last bool) []byte {
-	aad := binary.BigEndian.AppendUint64(a.prefix[:len(a.prefix):len(a.prefix)], index)
+	aad := binary.BigEndian.AppendUint64(slices.Clip(a.prefix), index)
 	if last {
 		return append(aad, 1)
 	}

@@ -3,6 +3,7 @@ package history
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -253,8 +254,7 @@ func (e *expirer) sweep() error {
 			err = damaged("moves key", len(c.Key()))
 		}
 		if err != nil {
-			c.Close()
-			return err
+			return errors.Join(err, c.Close())
 		}
 		if len(l) > 0 && l[0].floor == closedFloor {
 			copy(app[:], c.Key()[1:])

@@ -3,6 +3,7 @@ package history
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -187,7 +188,7 @@ func (k *killed) run(t *testing.T, dir, plan, point string) string {
 	in := bufio.NewReader(pipe)
 	for {
 		line, err := in.ReadString('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break // a line that was cut says nothing
 		}
 		if err != nil {

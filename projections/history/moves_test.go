@@ -102,7 +102,6 @@ type movedEvent struct {
 	id       string
 	position journal.Position
 	clock    time.Time
-	recalled bool // or an edit of what was
 }
 
 const day = 24 * time.Hour

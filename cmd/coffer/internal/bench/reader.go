@@ -227,12 +227,11 @@ type follow struct {
 var errOrder = errors.New("a tail has missed an event or got one twice")
 
 func (f *follow) take(text []byte) error {
-	i := bytes.Index(text, []byte(`"id":"`+tailEvent))
-	if i < 0 {
+	_, digits, ok := bytes.Cut(text, []byte(`"id":"`+tailEvent))
+	if !ok {
 		return nil
 	}
 	at := time.Now()
-	digits := text[i+len(`"id":"`+tailEvent):]
 	if len(digits) < 9 {
 		return errors.New("an event is cut")
 	}
@@ -261,7 +260,7 @@ func (r *audience) eventStream(ctx, life context.Context) (func() error, error) 
 	}
 	req.Header.Set("Accept", "text/event-stream")
 	transport := &http.Transport{TLSClientConfig: r.tls, ReadBufferSize: 4 << 10}
-	resp, err := transport.RoundTrip(req)
+	resp, err := transport.RoundTrip(req) //nolint:bodyclose // closed by the function that is returned
 	if err != nil {
 		return nil, err
 	}

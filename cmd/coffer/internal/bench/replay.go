@@ -159,12 +159,12 @@ func replayCases(ctx context.Context, o Options, r *served) (cases []Case, err e
 }
 
 // filtered measures replays of one event in a hundred.
-func (r *served) filtered(ctx context.Context, o Options) ([]Case, error) {
-	group, err := r.conversationTag(ctx, rareConversation)
+func (s *served) filtered(ctx context.Context, o Options) ([]Case, error) {
+	group, err := s.conversationTag(ctx, rareConversation)
 	if err != nil {
 		return nil, err
 	}
-	user, err := r.journal.Tag(ctx, r.app.ID, kms.KindSubject, rareUser)
+	user, err := s.journal.Tag(ctx, s.app.ID, kms.KindSubject, rareUser)
 	if err != nil {
 		return nil, err
 	}
@@ -174,7 +174,7 @@ func (r *served) filtered(ctx context.Context, o Options) ([]Case, error) {
 		return func(ctx context.Context) (sample, error) {
 			sum := sample{count: repeats}
 			for range repeats {
-				one, err := r.replayOpened(ctx, q, want)
+				one, err := s.replayOpened(ctx, q, want)
 				if err != nil {
 					return sum, err
 				}
@@ -184,7 +184,7 @@ func (r *served) filtered(ctx context.Context, o Options) ([]Case, error) {
 		}
 	}
 	all := &side{name: "raw", round: func(ctx context.Context) (sample, error) {
-		one, err := r.replay(ctx, o.Events)
+		one, err := s.replay(ctx, o.Events)
 		one.count = 1
 		return one, err
 	}}

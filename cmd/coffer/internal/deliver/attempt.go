@@ -11,7 +11,6 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
-	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
 )
 
@@ -159,12 +158,6 @@ func (e *Engine) read(ctx context.Context, app journal.AppID, position journal.P
 func keep(i history.Item) *history.Item {
 	i.Record = append([]byte(nil), i.Record...)
 	return &i
-}
-
-// passes reports whether an error is one that passes by itself, so that the
-// worker has to wait and not to end.
-func passes(err error) bool {
-	return errors.Is(err, projections.ErrRebuilding) || errors.Is(err, journal.ErrUnavailable) || kms.Class(err) != nil
 }
 
 // detail is what an attempt's record says in its sealed part.

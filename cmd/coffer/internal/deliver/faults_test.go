@@ -87,13 +87,11 @@ func TestBadReceivers(t *testing.T) {
 	if n := len(elsewhere.all()); n != 0 {
 		t.Errorf("%d redirects were followed", n)
 	}
-	outcomes, err := r.engine.Outcomes(t.Context(), ptr(bad["floods"]), callbacks.Query{State: journal.DeliveryWaiting, Limit: 1})
+	outcomes, err := r.engine.Outcomes(t.Context(), new(bad["floods"]), callbacks.Query{State: journal.DeliveryWaiting, Limit: 1})
 	if err != nil || len(outcomes) != 1 || len(outcomes[0].Answer) != 512 || outcomes[0].Attempt.Status != 400 {
 		t.Errorf("what is kept of a flood: %+v, %v", outcomes, err)
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 // TestGone has an endpoint answer 410: it is disabled, and gets the event when it
 // is enabled again.

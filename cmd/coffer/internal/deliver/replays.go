@@ -30,9 +30,10 @@ const (
 	replayVersion = 1
 	maxReplays    = 4 // under way, of an endpoint
 
-	// DefaultReplayRate and MaxReplayRate are events a second.
+	// DefaultReplayRate is the rate of a replay, in events a second.
 	DefaultReplayRate = 100
-	MaxReplayRate     = 10_000
+	// MaxReplayRate is the highest one.
+	MaxReplayRate = 10_000
 
 	replayTries  = 5 // of an event, until it counts as failed
 	replayNote   = time.Second

@@ -278,7 +278,7 @@ func (w *worker) ended(ctx context.Context, err error) error {
 		return nil
 	case ctx.Err() != nil:
 		w.release(ctx)
-		return nil
+		return nil //nolint:nilerr // the process ends; another goes on
 	}
 	now := w.o.Now().UTC()
 	w.job.Tries++

@@ -159,6 +159,7 @@ func check(content jsontext.Value) error {
 			}
 		case '}', ']':
 			depth--
+		default:
 		}
 	}
 }

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -12,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"crypto/tls"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 )
@@ -109,10 +108,23 @@ func TestAttachmentsOfUsers(t *testing.T) {
 		method, id, token string
 		want              int
 	}{
-		{"PUT", "a", ann, 201}, {"GET", "a", ann, 200}, {"GET", "a", ben, 404}, {"GET", "a", s.token, 200}, {"PUT", "a?sender=ann", s.token, 200},
-		{"PUT", "b?sender=ben", ann, 403}, {"GET", "b", s.token, 404}, {"DELETE", "a", ann, 403}, {"GET", "a", s.operator, 403}, {"GET", "a", "x", 401},
-		{"PUT", "c?conversation=g", ann, 201}, {"GET", "c", ben, 200}, {"GET", "c", s.userToken("cid"), 404}, {"PUT", "d?conversation=h", ann, 404},
-		{"DELETE", "a", s.token, 204}, {"GET", "a", ann, 404}, {"DELETE", "a", s.token, 404},
+		{"PUT", "a", ann, 201},
+		{"GET", "a", ann, 200},
+		{"GET", "a", ben, 404},
+		{"GET", "a", s.token, 200},
+		{"PUT", "a?sender=ann", s.token, 200},
+		{"PUT", "b?sender=ben", ann, 403},
+		{"GET", "b", s.token, 404},
+		{"DELETE", "a", ann, 403},
+		{"GET", "a", s.operator, 403},
+		{"GET", "a", "x", 401},
+		{"PUT", "c?conversation=g", ann, 201},
+		{"GET", "c", ben, 200},
+		{"GET", "c", s.userToken("cid"), 404},
+		{"PUT", "d?conversation=h", ann, 404},
+		{"DELETE", "a", s.token, 204},
+		{"GET", "a", ann, 404},
+		{"DELETE", "a", s.token, 404},
 	} {
 		var body io.Reader
 		if tt.method == "PUT" {

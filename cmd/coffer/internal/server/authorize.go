@@ -33,7 +33,7 @@ func (c callers) String() string {
 		return "user"
 	case operator:
 		return "operator"
-	case anyone:
+	case anyone, linkHolder:
 	}
 	return "none"
 }

@@ -233,7 +233,7 @@ func TestCompatRecallAndRoaming(t *testing.T) {
 	for _, c := range []struct{ order, want string }{{"down", "m5 m4 m2 m1"}, {"up", "m1 m2 m4 m5"}} {
 		var all []string
 		cursor := ""
-		for n := 0; n < 10; n++ {
+		for range 10 {
 			ids, next, last := roam(`{"to":"ben","limit":2,"order":"` + c.order + `","cursor":"` + cursor + `"}`)
 			all = append(all, ids...)
 			if cursor = next; last {

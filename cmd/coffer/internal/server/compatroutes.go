@@ -181,7 +181,7 @@ func (p *Compat) recall(s *Server, c *call) error {
 func (p *Compat) message(c *call, id string) (journal.Replayed, bool, error) {
 	ctx := c.r.Context()
 	if journal.CheckEventID(id) != nil {
-		return journal.Replayed{}, false, nil
+		return journal.Replayed{}, false, nil //nolint:nilerr // no message has such an id
 	}
 	tag, err := p.s.journal.Tag(ctx, c.app.ID, kms.KindEvent, id)
 	if err != nil {

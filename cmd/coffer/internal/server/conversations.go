@@ -225,7 +225,7 @@ func (s *Server) addReceipts(c *call, conversation kms.Tag, user *kms.Tag, messa
 		default:
 			view.Own = "none"
 		}
-		messages[i].Receipts = view
+		messages[i].Receipts = view //nolint:gosec // one for each message, see the call
 	}
 	return nil
 }

@@ -72,6 +72,7 @@ func algorithmOf(jwk jose.JSONWebKey) (jose.KeyAlgorithm, error) {
 			return jose.RSA_OAEP_256, nil
 		case jose.RSA_OAEP:
 			return jose.RSA_OAEP, nil
+		default:
 		}
 	default:
 		return "", fmt.Errorf("%w: neither RSA nor P-256, P-384 or P-521", ErrKey)

@@ -59,7 +59,7 @@ func TestSealed(t *testing.T) {
 		if second, err := r.Seal(body); err != nil || second == first {
 			t.Errorf("%s: the same key twice: %v", tt.want, err)
 		}
-		parsed, err := jose.ParseEncrypted(first, []jose.KeyAlgorithm{jose.KeyAlgorithm(tt.want)}, []jose.ContentEncryption{jose.A256GCM})
+		parsed, err := jose.ParseEncryptedCompact(first, []jose.KeyAlgorithm{jose.KeyAlgorithm(tt.want)}, []jose.ContentEncryption{jose.A256GCM})
 		if err != nil {
 			t.Fatal(err)
 		}
