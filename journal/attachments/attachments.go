@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -311,6 +312,53 @@ func (s *Store) Delete(ctx context.Context, app journal.AppID, id string) error 
 		return err
 	}
 	return s.sync()
+}
+
+// DeleteApp removes the attachments of an app, whose keys may be gone already,
+// and returns how many there were. It looks at the names of all attachments of
+// the region.
+func (s *Store) DeleteApp(ctx context.Context, app journal.AppID) (int, error) {
+	names, err := s.names(ctx, app)
+	if err != nil || len(names) == 0 {
+		return 0, err
+	}
+	objects, err := s.store(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for i, name := range names {
+		if err := s.failed(objects.Delete(ctx, name)); err != nil && !errors.Is(err, ErrNotFound) {
+			return i, err
+		}
+	}
+	return len(names), s.sync()
+}
+
+// CountApp returns how many attachments [Store.DeleteApp] would remove.
+func (s *Store) CountApp(ctx context.Context, app journal.AppID) (int, error) {
+	names, err := s.names(ctx, app)
+	return len(names), err
+}
+
+func (s *Store) names(ctx context.Context, app journal.AppID) ([]string, error) {
+	objects, err := s.store(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all, err := objects.List(ctx)
+	if errors.Is(err, jetstream.ErrNoObjectsFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, s.failed(err)
+	}
+	var names []string
+	for _, object := range all {
+		if strings.HasPrefix(object.Name, app.String()+"/") {
+			names = append(names, object.Name)
+		}
+	}
+	return names, nil
 }
 
 // manifest loads and opens the manifest of an attachment that is still kept.

@@ -260,6 +260,41 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// TestDeleteApp: an app's attachments go, also when its keys have gone before,
+// and nobody else's.
+func TestDeleteApp(t *testing.T) {
+	w := newWorld(t)
+	other, err := w.journal.CreateApp(t.Context(), journal.AppSpec{Plan: "free"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", "b", "c"} {
+		w.put(id, "ann", some(70_000))
+	}
+	if _, _, err := w.store.Put(t.Context(), other.ID, attachments.Upload{ID: "a"}, bytes.NewReader(some(10))); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.journal.Keyring().DestroyApp(t.Context(), w.app.String()); err != nil {
+		t.Fatal(err)
+	}
+	count := func(want int) {
+		t.Helper()
+		if n, err := w.store.CountApp(t.Context(), w.app); err != nil || n != want {
+			t.Errorf("%d attachments, %v, want %d", n, err, want)
+		}
+	}
+	count(3)
+	for _, want := range []int{3, 0} {
+		if n, err := w.store.DeleteApp(t.Context(), w.app); err != nil || n != want {
+			t.Errorf("deleted %d, %v, want %d", n, err, want)
+		}
+	}
+	count(0)
+	if n, err := w.store.CountApp(t.Context(), other.ID); err != nil || n != 1 {
+		t.Errorf("the other app has %d attachments, %v", n, err)
+	}
+}
+
 // TestDamage: chunks that are exchanged, missing or changed are refused before a
 // byte of them is given out, and so is the description of another attachment.
 func TestDamage(t *testing.T) {

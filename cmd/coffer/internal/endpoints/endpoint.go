@@ -55,7 +55,6 @@ const (
 	Thin   Mode = "thin"   // ids and positions; the default
 	Full   Mode = "full"   // the event
 	Sealed Mode = "sealed" // the event as a JWE for the endpoint's key
-	Agora  Mode = "agora"  // the event in the form of Agora's callbacks
 )
 
 // State is whether an endpoint gets anything.
@@ -201,8 +200,8 @@ func (e *Endpoint) check() error {
 		return &SettingError{"/url", fmt.Sprintf("it has 1 to %d bytes", MaxURL)}
 	case len(e.Description) > 200 || !utf8.ValidString(e.Description) || strings.ContainsFunc(e.Description, func(r rune) bool { return r < 0x20 || r == 0x7f }):
 		return &SettingError{"/description", "it is UTF-8 of at most 200 bytes without control characters"}
-	case !slices.Contains([]Mode{Thin, Full, Sealed, Agora}, e.Mode):
-		return &SettingError{"/mode", "it is thin, full, sealed or agora"}
+	case !slices.Contains([]Mode{Thin, Full, Sealed}, e.Mode):
+		return &SettingError{"/mode", "it is thin, full or sealed"}
 	case e.Mode == Sealed && e.Encryption == "":
 		return &SettingError{"/encryption", "sealed bodies need a public key"}
 	case e.Rate < 0 || e.Rate > MaxRate:
@@ -211,8 +210,6 @@ func (e *Endpoint) check() error {
 		return &SettingError{"/concurrency", fmt.Sprintf("it is 1 to %d", MaxConcurrency)}
 	case e.Batch < 0 || e.Batch > MaxBatch:
 		return &SettingError{"/batch", fmt.Sprintf("it is 1 to %d", MaxBatch)}
-	case e.Batch > 1 && e.Mode == Agora:
-		return &SettingError{"/batch", "that form has one event in a request"}
 	case len(e.Types) > MaxFilters || len(e.Conversations) > MaxFilters || len(e.Users) > MaxFilters:
 		return &SettingError{"", fmt.Sprintf("a filter has at most %d values", MaxFilters)}
 	case (e.Certificate == "") != (e.CertificateKey == ""):

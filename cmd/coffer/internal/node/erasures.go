@@ -10,8 +10,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/kms"
 )
 
 // openErasures makes what erases users and, before the region listens, erases
@@ -35,7 +37,8 @@ func (r *region) openErasures(ctx context.Context, js jetstream.JetStream) error
 			}
 			return left, err
 		},
-		Log: r.log, Now: r.options.now,
+		Also: []func(context.Context, journal.AppID, string) (erasures.Destroyed, error){r.eraseProfile},
+		Log:  r.log, Now: r.options.now,
 	})
 	again, err := r.erasures.Settle(ctx)
 	if err != nil {
@@ -45,6 +48,19 @@ func (r *region) openErasures(ctx context.Context, js jetstream.JetStream) error
 		r.log.Warn("a restored keyring held keys of erased users; they were destroyed again", "users", again)
 	}
 	return r.applyReceipts(ctx, r.options.config.Erasures)
+}
+
+// eraseProfile removes the row of a user's profile, which nothing opens any more.
+func (r *region) eraseProfile(ctx context.Context, app journal.AppID, user string) (erasures.Destroyed, error) {
+	subject, err := r.journal.Tag(ctx, app, kms.KindSubject, user)
+	if err != nil {
+		return erasures.Destroyed{}, err
+	}
+	err = r.profiles.Delete(ctx, app, subject)
+	if errors.Is(err, profiles.ErrNotFound) {
+		return erasures.Destroyed{}, nil
+	}
+	return erasures.Destroyed{What: "the profile's row", Where: "profiles"}, err
 }
 
 // maxReceipt is the longest line of a file of receipts.

@@ -20,7 +20,10 @@ func (r *region) openDeletions(js jetstream.JetStream, syncer journal.Syncer) {
 	})
 	r.deletions = deletion.New(deletion.Options{
 		Journal: r.journal, Accounts: r.accounts, Rows: r.rows, Views: r.runner, Log: r.log, Now: r.options.now,
-		Steps: []deletion.Step{{Name: "profiles", Do: r.profiles.DeleteApp, Count: r.profiles.CountApp}},
+		Steps: []deletion.Step{
+			{Name: "profiles", Do: r.profiles.DeleteApp, Count: r.profiles.CountApp},
+			{Name: "attachments", Do: r.attached.DeleteApp, Count: r.attached.CountApp},
+		},
 	})
 }
 

@@ -60,6 +60,7 @@ func (s *Server) changeAccount(c *call) error {
 	if in.Disabled != nil {
 		action = map[bool]string{true: "account.disabled", false: "account.enabled"}[*in.Disabled]
 	}
+	s.changes.ring()
 	s.audit(c, action, "account:"+account.ID, nil)
 	return s.writeJSON(c, http.StatusOK, account)
 }

@@ -32,6 +32,7 @@ func (s *Server) changeApp(c *call) error {
 	if err != nil {
 		return err
 	}
+	s.changes.ring()
 	s.audit(c, map[bool]string{true: "app.disabled", false: "app.enabled"}[app.Disabled], "app:"+id.String(), nil)
 	return s.writeJSON(c, http.StatusOK, viewApp(app))
 }

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"strings"
@@ -249,5 +250,34 @@ func (s *site) deleted(id string) map[string]any {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("the deletion is still %v", job)
 		}
+	}
+}
+
+// TestTailsOfADisabledApp: what is being followed ends at once, and says why.
+func TestTailsOfADisabledApp(t *testing.T) {
+	s := newSite(t, config.Limits{})
+	s.post(sent("e1", "ann", "ben", "x"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for _, change := range []struct{ path, off, on string }{
+		{"apps/" + s.app, `{"disabled":true}`, `{"disabled":false}`}, {"accounts/dev", `{"disabled":true}`, `{"disabled":false}`},
+	} {
+		tails := map[string]func() string{
+			"lines":  s.textTail(ctx, "?follow=true", s.token, "application/x-ndjson"),
+			"events": s.textTail(ctx, "?follow=true", s.token, "text/event-stream"),
+			"socket": s.wordTail(ctx, "?follow=true", s.token),
+		}
+		for form, next := range tails {
+			if got := next(); !strings.Contains(got, `"id":"e1"`) {
+				t.Fatalf("%s: %s", form, got)
+			}
+		}
+		s.admin("PATCH", change.path, change.off, 200)
+		for form, next := range tails {
+			if got := next(); !strings.Contains(got, "app-disabled") {
+				t.Errorf("%s of %s went on with %s", form, change.path, got)
+			}
+		}
+		s.admin("PATCH", change.path, change.on, 200)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
@@ -69,16 +70,47 @@ func (s *Server) authorize(c *call) error {
 
 // enter loads the app that the request is for and counts the request.
 func (s *Server) enter(c *call, app journal.AppID) (err error) {
+	if err := s.stands(c, app); err != nil {
+		return err
+	}
+	return s.admit(c)
+}
+
+// stands loads the app and reports whether it is served, and its account.
+func (s *Server) stands(c *call, app journal.AppID) (err error) {
 	if c.app, err = s.journal.App(c.r.Context(), app); err != nil {
 		return err
 	}
 	if c.app.Disabled {
 		return journal.ErrDisabled
 	}
-	if err := s.useAccount(c, c.app); err != nil {
-		return err
+	return s.useAccount(c, c.app)
+}
+
+// alarm tells the streams of a server that an app or account has changed, so
+// that one that is no longer served ends at once.
+type alarm struct {
+	mu sync.Mutex
+	ch chan struct{} // closed by the next change
+}
+
+// next returns a channel that the next change closes.
+func (a *alarm) next() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ch == nil {
+		a.ch = make(chan struct{})
 	}
-	return s.admit(c)
+	return a.ch
+}
+
+func (a *alarm) ring() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ch != nil {
+		close(a.ch)
+		a.ch = nil
+	}
 }
 
 func denied(kind, who callers) string {

@@ -129,7 +129,7 @@ type endpointBody struct {
 	URL            *string            `json:"url,omitzero" doc:"https://HOST[:PORT]/PATH"`
 	Description    *string            `json:"description,omitzero"`
 	State          *string            `json:"state,omitzero" doc:"enabled or disabled; enabled repeats a verification that has failed"`
-	Mode           *endpoints.Mode    `json:"mode,omitzero" doc:"thin, full, sealed or agora"`
+	Mode           *endpoints.Mode    `json:"mode,omitzero" doc:"thin, full or sealed"`
 	Types          *[]string          `json:"types,omitzero"`
 	Conversations  *[]string          `json:"conversations,omitzero"`
 	Users          *[]string          `json:"users,omitzero"`

@@ -205,7 +205,7 @@ func (s *Server) streamEvents(c *call, q history.Query, out *streamWriter, follo
 	defer stop()
 	expired, stopExpiry := s.expiry(c, follow)
 	defer stopExpiry()
-	t := &stream{s: s, c: c, q: q, out: out, follow: follow, tick: tick, expired: expired}
+	t := &stream{s: s, c: c, q: q, out: out, follow: follow, tick: tick, expired: expired, alarmed: s.changes.next()}
 	return t.run(c.r.Context())
 }
 

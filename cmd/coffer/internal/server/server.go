@@ -162,6 +162,7 @@ type Server struct {
 	// changed is the runner's; a test puts itself in between.
 	changed func(journal.AppID) <-chan struct{}
 
+	changes  alarm          // of apps and accounts
 	sockets  sync.WaitGroup // WebSockets, which no longer belong to net/http, and what requests leave to be done
 	stopping chan struct{}  // closed by Stop
 	stop     sync.Once

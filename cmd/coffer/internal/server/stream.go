@@ -38,6 +38,7 @@ type stream struct {
 	tick    <-chan time.Time
 	expired <-chan time.Time
 	changed <-chan struct{} // taken before the last reading
+	alarmed <-chan struct{} // an app or account has changed
 }
 
 // run returns when everything has been given or, when the stream follows, when
@@ -83,8 +84,16 @@ func (t *stream) wait() error {
 		case <-t.changed:
 			return nil
 		case <-t.tick:
+			if err := t.s.stands(t.c, t.c.app.ID); err != nil { // changed by another process
+				return ended(t.out.end(err))
+			}
 			if err := t.out.alive(); err != nil {
 				return err
+			}
+		case <-t.alarmed:
+			t.alarmed = t.s.changes.next()
+			if err := t.s.stands(t.c, t.c.app.ID); err != nil {
+				return ended(t.out.end(err))
 			}
 		case <-t.out.gone():
 			return errCallerGone
