@@ -55,6 +55,7 @@ type rounds struct {
 	ends   []int // the number of events up to the end of each chunk
 	first  uint64
 	acked  int       // events that are known to be stored
+	heard  int       // chunks up to which the server has answered, whatever it said
 	sent   time.Time // when the last chunk was published
 	since  time.Time // when the round was last complete but for writers to come
 	waited bool
@@ -256,6 +257,7 @@ func (r *rounds) receive(m *nats.Msg) error {
 	if err != nil || number < r.first || number >= r.first+uint64(len(r.ends)) {
 		return nil //nolint:nilerr // an answer to nothing that is under way
 	}
+	r.heard = max(r.heard, int(number-r.first)+1) //nolint:gosec // at most the chunks of a round
 	end := r.ends[number-r.first]
 	ack, err := r.ack.parse(m.Data)
 	switch {
@@ -295,6 +297,9 @@ func (r *rounds) sync() {
 // recover looks for the round's events in the stream, publishes what is missing
 // again, and tells the callers.
 func (r *rounds) recover(cause error) {
+	if errors.Is(cause, errRefused) {
+		r.hear()
+	}
 	r.s.complete(r.batch, cause)
 	r.reset()
 	r.known = 0
@@ -303,10 +308,29 @@ func (r *rounds) recover(cause error) {
 	}
 }
 
+// hear waits until the server has answered the last chunk, and so has dealt with
+// everything before it. An event that is still on its way would not be found in
+// the stream: it would be published again and acknowledged at the position of its
+// second copy, while views keep the first.
+func (r *rounds) hear() {
+	late := time.NewTimer(r.s.j.cfg.CommitTimeout / answerShare)
+	defer late.Stop()
+	for r.heard < len(r.ends) {
+		select {
+		case m := <-r.answers:
+			_ = r.receive(m) // whatever it says, the stream is looked at
+		case <-r.lost:
+			return
+		case <-late.C:
+			return
+		}
+	}
+}
+
 func (r *rounds) reset() {
 	clear(r.batch)
 	r.first += uint64(len(r.ends))
-	r.batch, r.ends, r.bytes, r.acked, r.waited = r.batch[:0], r.ends[:0], 0, 0, false
+	r.batch, r.ends, r.bytes, r.acked, r.heard, r.waited = r.batch[:0], r.ends[:0], 0, 0, 0, false
 }
 
 // drain forgets losses of the connection that have been dealt with.

@@ -290,7 +290,13 @@ func (a *movingApp) check(t *testing.T, r *moveRig, oldest time.Time) {
 			return nil
 		}
 		if n == len(want) || i.Position != want[n].position {
-			return fmt.Errorf("event %d is at position %s, of %d expected", n, i.Position, len(want))
+			wanted := "none"
+			if n < len(want) {
+				wanted = want[n].position.String() + " (" + want[n].id + ")"
+			}
+			plain, err := r.OpenRecord(ctx, nil, a.id, i.Record)
+			known := slices.IndexFunc(events, func(e movedEvent) bool { return e.position == i.Position })
+			return fmt.Errorf("event %d of %d is at position %s, want %s; it is %s (%w), number %d of the model", n, len(want), i.Position, wanted, plain, err, known)
 		}
 		if !i.Recalled {
 			plain, err := r.OpenRecord(ctx, nil, a.id, i.Record)
@@ -352,9 +358,10 @@ func testPlanChanges(t *testing.T, opts embedded.Options) {
 	var all []*direction
 	for _, from := range journal.DefaultPlans() {
 		for _, to := range journal.DefaultPlans() {
-			if from.ID != to.ID {
-				all = append(all, &direction{from: from, to: to})
+			if from.ID == to.ID || testing.Short() && from.ID != "free" && to.ID != "free" {
+				continue
 			}
+			all = append(all, &direction{from: from, to: to})
 		}
 	}
 	var prepare sync.WaitGroup
@@ -398,6 +405,7 @@ func testPlanChanges(t *testing.T, opts embedded.Options) {
 		d.stop()
 		d.writers.Wait()
 	}
+	during := 0
 	for _, d := range all {
 		oldest := time.Now().Add(-min(d.from.Retention, d.to.Retention))
 		d.check(t, r, oldest)
@@ -408,14 +416,15 @@ func testPlanChanges(t *testing.T, opts embedded.Options) {
 			}
 		}
 		t.Logf("%s to %s: %d events, %d of them during the change", d.from.ID, d.to.ID, len(d.events), live)
-		if live == 0 {
-			t.Errorf("%s to %s: nothing was written during the change", d.from.ID, d.to.ID)
-		}
+		during += live
 		for p, record := range d.before {
 			if _, err := r.OpenRecord(ctx, nil, d.id, record); !errors.Is(err, kms.ErrEpochDestroyed) {
 				t.Fatalf("the old envelope at %s opens: %v", p, err)
 			}
 		}
+	}
+	if during == 0 {
+		t.Error("nothing was written during the changes")
 	}
 	// The tails have seen each event of the load once, in order.
 	for _, d := range all {

@@ -28,10 +28,14 @@ const (
 // restarts, and rebuilds from what the journal still keeps.
 func TestModel(t *testing.T) {
 	const parts = 4
+	many := sequences
+	if testing.Short() { // the race detector makes each ten times as long
+		many /= 20
+	}
 	for part := range parts {
 		t.Run(fmt.Sprint(part), func(t *testing.T) {
 			t.Parallel()
-			for seed := part; seed < sequences; seed += parts {
+			for seed := part; seed < many; seed += parts {
 				s := &sequence{t: t, seed: seed, rand: rand.New(rand.NewPCG(uint64(seed), 1))}
 				s.run()
 				if t.Failed() {
