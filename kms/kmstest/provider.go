@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -485,7 +486,8 @@ func (h Harness) observed(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = p.Unwrap(t.Context(), binding("other"), w) // fails, which is observed too
-	calls := h.Calls(p)[before:]
+	// A session may have been renewed meanwhile.
+	calls := slices.DeleteFunc(slices.Clone(h.Calls(p)[before:]), func(c kms.Call) bool { return c.Operation == "renew" || c.Operation == "login" })
 	if len(calls) != 2 {
 		t.Fatalf("%d calls observed, want 2", len(calls))
 	}

@@ -1,10 +1,11 @@
 package server
 
 import (
+	"fmt"
 	"net/http"
 	"reflect"
 
-	"github.com/go-jose/go-jose/v4"
+	"github.com/go-json-experiment/json"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/journal"
@@ -24,7 +25,16 @@ type (
 		Data []erasures.Receipt `json:"data"`
 	}
 	regionKeys struct {
-		Keys []jose.JSONWebKey `json:"keys" doc:"a JSON Web Key Set (RFC 7517) of Ed25519 keys"`
+		Keys []publicKey `json:"keys" doc:"a JSON Web Key Set (RFC 7517)"`
+	}
+	// publicKey is an Ed25519 key as RFC 8037 has it.
+	publicKey struct {
+		Type      string `json:"kty" doc:"OKP"`
+		Curve     string `json:"crv" doc:"Ed25519"`
+		X         string `json:"x"   doc:"the key, base64url"`
+		ID        string `json:"kid" doc:"its thumbprint (RFC 7638)"`
+		Algorithm string `json:"alg" doc:"EdDSA"`
+		Use       string `json:"use" doc:"sig"`
 	}
 )
 
@@ -110,7 +120,15 @@ func (s *Server) regionKeys(c *call) error {
 	if err != nil {
 		return err
 	}
-	return s.writeJSON(c, http.StatusOK, regionKeys{Keys: []jose.JSONWebKey{key}})
+	text, err := key.MarshalJSON()
+	if err != nil {
+		return fmt.Errorf("encoding a key: %w", err)
+	}
+	var shown publicKey
+	if err := json.Unmarshal(text, &shown); err != nil {
+		return fmt.Errorf("encoding a key: %w", err)
+	}
+	return s.writeJSON(c, http.StatusOK, regionKeys{Keys: []publicKey{shown}})
 }
 
 func (s *Server) erasureRoutes() []route {

@@ -247,6 +247,9 @@ func (d *documenter) problems(r route, about description) map[int][]string {
 	if r.ofApp() {
 		list = append(list, k.appDisabled, k.wrongRegion)
 	}
+	if strings.HasPrefix(r.path, "/v1/admin/apps") || strings.HasPrefix(r.path, "/v1/admin/accounts") {
+		list = append(list, k.deleted)
+	}
 	if r.bodies != nil {
 		list = append(list, k.requestTimeout, k.payloadTooLarge, k.unsupportedType, k.overloaded)
 	}
