@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -46,6 +47,7 @@ func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(s
 		// One that stays is dropped by the server.
 		_ = r.js.DeleteConsumer(ctx, r.stream, consumer.CachedInfo().Name)
 	}()
+	ready := time.Now().Add(defaultCommitTimeout)
 	for expected := uint64(1); ; {
 		if err := ctx.Err(); err != nil {
 			return unavailable(err)
@@ -65,6 +67,8 @@ func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(s
 			return nil
 		case err != nil:
 			return err
+		case errors.Is(batch.Error(), nats.ErrNoResponders) && time.Now().Before(ready) && pause(ctx, retryPause):
+			// The consumer is new, and not known to every server of a cluster yet.
 		case batch.Error() != nil:
 			return streamError(batch.Error())
 		case expected == before:
