@@ -102,7 +102,6 @@ func (t *tail) begin(last uint64) {
 // tail has just become complete.
 func (t *tail) advance(cp Checkpoint) {
 	t.mu.Lock()
-	t.checkpoint = cp
 	if t.target > 0 && cp.Sequence >= t.target {
 		t.target = 0
 	}
@@ -113,7 +112,6 @@ func (t *tail) advance(cp Checkpoint) {
 	if open {
 		t.state, t.err, t.opened = Following, nil, true
 	}
-	t.waiting.release(cp.Sequence)
 	t.mu.Unlock()
 	if f, ok := t.projection.(Follower); ok {
 		f.Advanced(t.stream.Name, cp.Sequence)
@@ -121,6 +119,11 @@ func (t *tail) advance(cp Checkpoint) {
 	if open {
 		t.gate.open(t)
 	}
+	// Last: who has waited for the sequence may read the view.
+	t.mu.Lock()
+	t.checkpoint = cp
+	t.waiting.release(cp.Sequence)
+	t.mu.Unlock()
 }
 
 // incomplete returns the sequence that has to be reached before the view can be
