@@ -59,7 +59,7 @@ func TestAttachments(t *testing.T) {
 			t.Fatalf("upload %d: %d %s", i, response.StatusCode, body)
 		}
 	}
-	events, _ := s.replay("?type=attachment.stored")
+	events := s.await("?type=attachment.stored", 1)
 	if len(events) != 1 || !strings.Contains(fmt.Sprint(events[0]), "attachment:pic-1") {
 		t.Errorf("events: %v", events)
 	}
