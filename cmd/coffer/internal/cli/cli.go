@@ -72,7 +72,7 @@ type commands struct {
 	Doctor    doctorCmd     `cmd:"" help:"Check that a server can be used, and say what is wrong."`
 	Callbacks callbacksCmds `cmd:"" help:"Administer webhook endpoints and deliveries."`
 	Version   versionCmd    `cmd:"" help:"Print the version."`
-	Bench     benchCmd      `cmd:"" help:"Measure append, replay or history beside bare means."`
+	Bench     benchCmd      `cmd:"" help:"Measure Coffer beside bare means: append, replay, history, tail, keys, callbacks."`
 
 	Verbose bool `help:"Tell on standard error what is being done." short:"v"`
 }
