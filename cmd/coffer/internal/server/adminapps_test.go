@@ -253,7 +253,8 @@ func (s *site) deleted(id string) map[string]any {
 	}
 }
 
-// TestTailsOfADisabledApp: what is being followed ends at once, and says why.
+// TestTailsOfADisabledApp: what is being followed ends, and says why. That it ends
+// before the next sign of life is not shown: no test depends on a duration.
 func TestTailsOfADisabledApp(t *testing.T) {
 	s := newSite(t, config.Limits{})
 	s.post(sent("e1", "ann", "ben", "x"))
