@@ -210,6 +210,7 @@ func (j *Journal) open(ctx context.Context) error {
 	if j.keyring == nil {
 		j.keyring, err = kms.NewKeyring(kms.Config{
 			Region: j.region.ID, Provider: j.cfg.KMS, Rows: keys, Log: j.log, Now: j.now, Soft: j.cfg.KeySoft, Hard: j.cfg.KeyHard,
+			Tombstones: j.cfg.Retention.Tombstones,
 		})
 		if err != nil {
 			return err

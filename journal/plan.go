@@ -25,6 +25,8 @@ type Plan struct {
 	// Shards is the number of message streams of the plan in each region; 0
 	// means 1.
 	Shards int
+
+	scaled bool // see Scaled
 }
 
 // DefaultPlans returns the plans free (3 days), basic (7), pro (90) and
@@ -43,14 +45,16 @@ func (p Plan) Validate() error {
 	switch {
 	case !isName(p.ID, 16):
 		return fmt.Errorf("plan id: %w: 1 to 16 lower-case letters and digits", ErrInvalid)
+	case p.Shards < 0 || p.Shards > 1024:
+		return fmt.Errorf("plan %s: %w: 1 to 1024 shards", p.ID, ErrInvalid)
+	case p.scaled:
+		return p.validateScaled()
 	case p.Retention < time.Hour:
 		return fmt.Errorf("plan %s: %w: a retention of less than an hour", p.ID, ErrInvalid)
 	case p.Epoch < time.Minute || p.Epoch > p.Retention:
 		return fmt.Errorf("plan %s: %w: the epoch must last between a minute and the retention", p.ID, ErrInvalid)
 	case p.Epoch%time.Second != 0:
 		return fmt.Errorf("plan %s: %w: the epoch must be whole seconds", p.ID, ErrInvalid)
-	case p.Shards < 0 || p.Shards > 1024:
-		return fmt.Errorf("plan %s: %w: 1 to 1024 shards", p.ID, ErrInvalid)
 	}
 	return nil
 }

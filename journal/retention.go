@@ -24,6 +24,9 @@ type Retention struct {
 	// written at most once, however often it is used; 1 day. What is used may
 	// end this much early, counted from the last use, and no earlier.
 	Refresh time.Duration
+	// Tombstones is how long the keyring tells when the key of an epoch was
+	// destroyed; 30 days. That it was, it tells for ever.
+	Tombstones time.Duration
 }
 
 // DefaultRetention returns the defaults.
@@ -39,13 +42,14 @@ func (r Retention) WithDefaults() Retention {
 	r.Profiles = cmp.Or(r.Profiles, 180*day)
 	r.Warning = cmp.Or(r.Warning, 30*day)
 	r.Refresh = cmp.Or(r.Refresh, day)
+	r.Tombstones = cmp.Or(r.Tombstones, 30*day)
 	return r
 }
 
 // Validate reports whether the lifetimes can be used, the defaults filled in.
 func (r Retention) Validate() error {
 	r = r.WithDefaults()
-	shortest := min(r.Attachments, r.Callbacks, r.Monitoring, r.Audit, r.Accounts, r.Profiles, r.Warning, r.Refresh)
+	shortest := min(r.Attachments, r.Callbacks, r.Monitoring, r.Audit, r.Accounts, r.Profiles, r.Warning, r.Refresh, r.Tombstones)
 	switch {
 	case shortest < 0:
 		return fmt.Errorf("retention: %w: a lifetime is negative", ErrInvalid)

@@ -10,10 +10,6 @@ import (
 	"time"
 )
 
-// tombstoneLife is how long the row still tells when an epoch was destroyed.
-// That it was, follows from the id for ever.
-const tombstoneLife = 30 * 24 * time.Hour
-
 // makeSealer is Sealer's way when the data key is not in memory or used up.
 func (k *Keyring) makeSealer(ctx context.Context, app string, e Epoch, subject Tag) (key *DataKey, err error) {
 	if err := e.check(); err != nil {
@@ -294,7 +290,7 @@ func (k *Keyring) DestroyEpochs(ctx context.Context, app string, now time.Time) 
 		}
 		old := len(row.Epochs)
 		row.Epochs = slices.DeleteFunc(row.Epochs, func(e epochRow) bool {
-			return !e.Destroyed.IsZero() && now.Sub(e.Destroyed) > tombstoneLife
+			return !e.Destroyed.IsZero() && now.Sub(e.Destroyed) > k.cfg.Tombstones
 		})
 		return destroyed > 0 || len(row.Epochs) < old, nil
 	})

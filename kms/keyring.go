@@ -24,6 +24,7 @@ const (
 	DefaultMaxPages    = 2_048
 	DefaultMaxSeals    = 1 << 30
 	DefaultCallTimeout = 10 * time.Second
+	DefaultTombstones  = 30 * 24 * time.Hour
 )
 
 // Config configures a [Keyring]. Region, Provider and Rows are required; the
@@ -54,6 +55,9 @@ type Config struct {
 	// CallTimeout limits one call of a provider, and of Rows, that several
 	// callers may be waiting for. Default 10 s.
 	CallTimeout time.Duration
+	// Tombstones is how long an app's row tells when the key of an epoch was
+	// destroyed; that it was, follows from its id for ever. Default 30 days.
+	Tombstones time.Duration
 }
 
 // Epoch says which epoch key an event is sealed with: the one of (Class, From)
@@ -134,6 +138,7 @@ func NewKeyring(cfg Config) (*Keyring, error) {
 	cfg.MaxPages = cmp.Or(cfg.MaxPages, DefaultMaxPages)
 	cfg.MaxSeals = cmp.Or(cfg.MaxSeals, DefaultMaxSeals)
 	cfg.CallTimeout = cmp.Or(cfg.CallTimeout, DefaultCallTimeout)
+	cfg.Tombstones = cmp.Or(cfg.Tombstones, DefaultTombstones)
 	if cfg.Soft < 0 || cfg.Hard < cfg.Soft || cfg.Hard > MaxHard || cfg.MaxApps < 1 || cfg.MaxDataKeys < 1 ||
 		cfg.MaxPages < 1 || cfg.CallTimeout < 0 {
 		return nil, fmt.Errorf("%w: soft limit %v, hard limit %v (at most %v), maxima %d, %d, %d, call time-out %v",

@@ -21,6 +21,10 @@ const (
 // format is raised when keys or values change; the runner then rebuilds.
 const format = 1
 
+// formatBits is where the length of a span in seconds stands in the format, if it is
+// not an hour.
+const formatBits = 8
+
 const form = 1 // the first byte of values
 
 // key is room for the longest key, so that building one allocates nothing.

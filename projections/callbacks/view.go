@@ -28,6 +28,7 @@ type Config struct {
 type View struct {
 	store     projections.Store
 	retention time.Duration
+	span      int64 // ms
 	gate      atomic.Pointer[gateError]
 
 	mu      sync.Mutex // guards applied and moved
@@ -50,14 +51,26 @@ func New(cfg Config) (*View, error) {
 	if cfg.Retention <= 0 {
 		cfg.Retention = 3 * 24 * time.Hour
 	}
-	return &View{store: cfg.Store, retention: cfg.Retention, applied: make(map[string]uint64), moved: make(chan struct{})}, nil
+	span := max((cfg.Retention / spans).Truncate(time.Second), time.Second)
+	if span/time.Second >= 1<<(32-formatBits) {
+		return nil, fmt.Errorf("callbacks: a retention of %v is too long", cfg.Retention)
+	}
+	return &View{store: cfg.Store, retention: cfg.Retention, span: span.Milliseconds(), applied: make(map[string]uint64), moved: make(chan struct{})}, nil
 }
 
 // Name is part of [projections.Projection].
 func (v *View) Name() string { return "callbacks" }
 
 // Format is part of [projections.Projection].
-func (v *View) Format() uint32 { return format }
+//
+// The length of a span is a part of it: with another one, the keys of table m would
+// stand for other times.
+func (v *View) Format() uint32 {
+	if v.span == time.Hour.Milliseconds() {
+		return format
+	}
+	return format | uint32(v.span/1000)<<formatBits //nolint:gosec // New bounds it
+}
 
 // Tables is part of [projections.Projection].
 func (v *View) Tables() []byte {
@@ -130,13 +143,14 @@ func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batc
 }
 
 // hour is the number since 1970 of the span of time that a time in milliseconds
-// lies in. Spans are an hour long when deliveries are kept for three days.
+// lies in. Spans are an hour long when deliveries are kept for three days, and no
+// shorter than a second, so that their numbers fit the keys.
 func (v *View) hour(ms int64) uint32 {
-	return uint32(min(max(ms/max(v.retention.Milliseconds()/hours, 1), 0), 1<<32-2))
+	return uint32(min(max(ms/v.span, 0), 1<<32-2))
 }
 
-// hours is the number of spans of the retention.
-const hours = 72
+// spans is the number of spans of the retention.
+const spans = 72
 
 type endpointKey struct {
 	app journal.AppID

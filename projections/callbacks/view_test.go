@@ -200,3 +200,31 @@ func TestExpireLeavesNothing(t *testing.T) {
 		t.Errorf("%d keys are left: %v", len(rest), rest)
 	}
 }
+
+// TestShortRetention: where time is scaled, deliveries go as they do otherwise, and
+// a view of another retention is another view.
+func TestShortRetention(t *testing.T) {
+	t.Parallel()
+	formats := make(map[uint32]bool)
+	for _, retention := range []time.Duration{3 * time.Second, time.Hour, 2 * 24 * time.Hour, 3 * 24 * time.Hour} {
+		f := newFold(t)
+		var err error
+		if f.view, err = callbacks.New(callbacks.Config{Store: f.store, Retention: retention}); err != nil {
+			t.Fatal(err)
+		}
+		formats[f.view.Format()] = true
+		arrived := time.UnixMilli(1_800_000_000_000)
+		done := outcome(1, journal.DeliveryDone, 0)
+		done.Arrived = arrived.UnixMilli()
+		f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Entries: []journal.Attempt{done}})
+		if n, err := f.view.Expire(t.Context(), arrived.Add(retention-time.Millisecond)); n != 0 || err != nil {
+			t.Errorf("kept %s: %d expired before the end, %v", retention, n, err)
+		}
+		if n, err := f.view.Expire(t.Context(), arrived.Add(retention+max(retention/36, 2*time.Second))); n != 1 || err != nil {
+			t.Errorf("kept %s: %d expired after the end, %v", retention, n, err)
+		}
+	}
+	if len(formats) != 4 {
+		t.Errorf("the formats are %v", formats)
+	}
+}

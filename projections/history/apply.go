@@ -20,7 +20,16 @@ func New(cfg Config) (*View, error) {
 	if plans == nil {
 		plans = journal.DefaultPlans()
 	}
-	v := &View{store: cfg.Store, retention: make(map[string]time.Duration), applied: make(map[string]uint64)}
+	if cfg.Hour == 0 {
+		cfg.Hour = time.Hour
+	}
+	if cfg.Hour < time.Second || cfg.Hour > time.Hour || cfg.Hour%time.Second != 0 {
+		return nil, fmt.Errorf("history: an hour of %v: whole seconds up to an hour", cfg.Hour)
+	}
+	v := &View{
+		store: cfg.Store, hours: hours(cfg.Hour.Milliseconds()),
+		retention: make(map[string]time.Duration), applied: make(map[string]uint64),
+	}
 	for _, p := range plans {
 		if err := p.Validate(); err != nil {
 			return nil, fmt.Errorf("history: %w", err)
@@ -34,7 +43,15 @@ func New(cfg Config) (*View, error) {
 func (v *View) Name() string { return "history" }
 
 // Format is part of [projections.Projection].
-func (v *View) Format() uint32 { return format }
+//
+// The width of what it calls an hour is a part of it: with another one, the keys
+// would stand for other times.
+func (v *View) Format() uint32 {
+	if v.hours == hours(time.Hour.Milliseconds()) {
+		return format
+	}
+	return format | uint32(v.hours/1000)<<formatBits //nolint:gosec // at most an hour
+}
 
 // Tables is part of [projections.Projection].
 func (v *View) Tables() []byte {
@@ -79,6 +96,7 @@ func (v *View) Applied(stream string) uint64 {
 // Apply is part of [projections.Projection].
 func (v *View) Apply(_ context.Context, txn projections.Txn, stream string, batch []journal.Sealed) error {
 	w := writer{
+		hours:  v.hours,
 		txn:    txn,
 		times:  make(map[timeKey]span),
 		expiry: make(map[expiryKey][]byte),
@@ -130,6 +148,7 @@ func recordError(stream string, s *journal.Sealed, err error) error {
 // writes them once at the end.
 type writer struct {
 	txn    projections.Txn
+	hours  hours
 	times  map[timeKey]span
 	expiry map[expiryKey][]byte // what is to be appended
 	key    key
@@ -206,7 +225,7 @@ func (w *writer) index(s *journal.Sealed, h *journal.Header, sender kms.Tag, e e
 		w.txn.Set(w.key.indexed(tableUsers, s.App, h.Peer, s.Position), w.value)
 	}
 
-	at := timeKey{s.App, hourOf(h.Millis)}
+	at := timeKey{s.App, w.hours.of(h.Millis)}
 	t, ok := w.times[at]
 	if !ok {
 		t = span{low: maxPosition}
@@ -214,7 +233,7 @@ func (w *writer) index(s *journal.Sealed, h *journal.Header, sender kms.Tag, e e
 	t.low, t.high, t.count = min(t.low, s.Position), max(t.high, s.Position), t.count+1
 	w.times[at] = t
 
-	end := hourOf(e.clock()+retention.Milliseconds()) + 1
+	end := w.hours.of(e.clock()+retention.Milliseconds()) + 1
 	x := expiryKey{hour: end, app: s.App, block: uint64(s.Position) >> 8}
 	w.expiry[x] = append(w.expiry[x], byte(s.Position))
 }

@@ -26,7 +26,7 @@ const (
 // from time to time, every few minutes; readers are shown what has expired
 // neither before nor after (see [Query.Oldest]).
 func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
-	hour := hourOf(now.UnixMilli())
+	hour := v.hours.of(now.UnixMilli())
 	total := 0
 	for {
 		if err := v.open(); err != nil {
@@ -35,7 +35,7 @@ func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return total, err
 		}
-		e := expirer{hour: hour}
+		e := expirer{hours: v.hours, hour: hour}
 		err := v.store.Update(func(txn projections.Txn) error {
 			// All reading comes first: a store answers a cursor faster when
 			// the transaction has not written into its range.
@@ -67,6 +67,7 @@ func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
 // An expirer is one transaction of Expire.
 type expirer struct {
 	txn    projections.Txn
+	hours  hours
 	hour   uint32
 	slots  []slot
 	events int
@@ -243,7 +244,7 @@ func (e *expirer) trim(gone []expired) error {
 // unindex removes the keys that lead to an event.
 func (e *expirer) unindex(x *expired) error {
 	h := &x.header
-	e.times[timeKey{x.app, hourOf(h.Millis)}]++
+	e.times[timeKey{x.app, e.hours.of(h.Millis)}]++
 	e.txn.Delete(e.key.id(x.app, h.Event))
 	if !isZero(h.Conversation) {
 		e.txn.Delete(e.key.indexed(tableByConv, x.app, h.Conversation, x.position))

@@ -3,7 +3,6 @@ package history
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
@@ -27,6 +26,10 @@ const (
 
 // format is raised when keys or values change; the runner then rebuilds.
 const format = 2
+
+// formatBits is where the length of an hour in seconds stands in the format, if it
+// is not an hour.
+const formatBits = 8
 
 const (
 	formByte = 1 // the first byte of the values of E and C
@@ -335,9 +338,11 @@ func parseExpiryKey(k []byte) (expiryKey, error) {
 	return x, nil
 }
 
-const hourMillis = int64(time.Hour / time.Millisecond)
+// hours is the length, in milliseconds, of what tables T and X call an hour: of an
+// hour, but when time is scaled.
+type hours int64
 
-// hourOf is the hour since 1970 of a time in milliseconds.
-func hourOf(ms int64) uint32 {
-	return uint32(min(max(ms/hourMillis, 0), 1<<32-2))
+// of is the number since 1970 of the hour of a time in milliseconds.
+func (h hours) of(ms int64) uint32 {
+	return uint32(min(max(ms/int64(h), 0), 1<<32-2))
 }

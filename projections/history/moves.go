@@ -178,7 +178,7 @@ func (w *writer) copied(s *journal.Sealed, before, retention time.Duration) erro
 // reexpire moves an event in table X.
 func (w *writer) reexpire(s *journal.Sealed, clock int64, before, retention time.Duration) error {
 	block, low := uint64(s.Position)>>8, byte(s.Position)
-	old := expiryKey{hour: hourOf(clock+before.Milliseconds()) + 1, app: s.App, block: block}
+	old := expiryKey{hour: w.hours.of(clock+before.Milliseconds()) + 1, app: s.App, block: block}
 	v, ok, err := w.get(w.key.expiry(old))
 	if err != nil {
 		return err
@@ -193,7 +193,7 @@ func (w *writer) reexpire(s *journal.Sealed, clock int64, before, retention time
 	} else if i := bytes.IndexByte(w.expiry[old], low); i >= 0 {
 		w.expiry[old] = append(w.expiry[old][:i:i], w.expiry[old][i+1:]...)
 	}
-	x := expiryKey{hour: hourOf(clock+retention.Milliseconds()) + 1, app: s.App, block: block}
+	x := expiryKey{hour: w.hours.of(clock+retention.Milliseconds()) + 1, app: s.App, block: block}
 	w.expiry[x] = append(w.expiry[x], low)
 	return nil
 }

@@ -32,7 +32,7 @@ func (v *View) Messages(ctx context.Context, app journal.AppID, conversation kms
 		return Page{}, err
 	}
 	p := pager{conversation: conversation, q: q}
-	p.replay.app = app
+	p.replay.app, p.replay.hours = app, v.hours
 	if !q.Oldest.IsZero() {
 		p.replay.oldest, p.replay.hides = q.Oldest.UnixMilli(), true
 	}

@@ -19,7 +19,7 @@ func (v *View) Pick(ctx context.Context, app journal.AppID, positions []journal.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p := replay{}
+	p := replay{hours: v.hours}
 	if !oldest.IsZero() {
 		p.oldest, p.hides = oldest.UnixMilli(), true
 	}

@@ -31,7 +31,7 @@ const (
 // A reader from the very beginning, After 0, is not told: it has missed nothing
 // that it could have seen.
 func (v *View) Replay(ctx context.Context, app journal.AppID, q Query, fn func(Item) error) (next journal.Position, err error) {
-	p := replay{app: app, q: q, fn: fn, low: q.After, high: q.Before, left: q.Limit}
+	p := replay{hours: v.hours, app: app, q: q, fn: fn, low: q.After, high: q.Before, left: q.Limit}
 	p.next = q.After
 	if q.Reverse {
 		p.next = q.Before
@@ -95,6 +95,7 @@ func ceilMillis(t time.Time) int64 {
 
 // A replay is the state of one call of Replay.
 type replay struct {
+	hours       hours
 	app         journal.AppID
 	q           Query
 	fn          func(Item) error
@@ -131,7 +132,7 @@ func (p *replay) begin() error {
 	if p.q.From.IsZero() && p.q.Until.IsZero() {
 		return nil
 	}
-	t, err := p.span(hourOf(p.from), hourOf(p.until-1))
+	t, err := p.span(p.hours.of(p.from), p.hours.of(p.until-1))
 	if err != nil {
 		return err
 	}
@@ -209,7 +210,7 @@ func (p *replay) first(after journal.Position) (pos journal.Position, hidden boo
 // firstVisible returns the position before the first visible event.
 func (p *replay) firstVisible(through journal.Position) (journal.Position, error) {
 	if p.hides {
-		t, err := p.span(hourOf(p.oldest), 1<<32-2)
+		t, err := p.span(p.hours.of(p.oldest), 1<<32-2)
 		if err != nil {
 			return 0, err
 		}
@@ -375,7 +376,7 @@ func (p *replay) skipHidden() (moved bool, err error) {
 		return false, nil
 	}
 	p.skipped = true
-	t, err := p.span(hourOf(p.oldest), 1<<32-2)
+	t, err := p.span(p.hours.of(p.oldest), 1<<32-2)
 	if err != nil {
 		return false, err
 	}

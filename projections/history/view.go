@@ -40,12 +40,17 @@ type Config struct {
 	// view. Nil stands for [journal.DefaultPlans]. Events of a plan that is not
 	// in the table stop the projection.
 	Plans []journal.Plan
+	// Hour is the precision with which expired events are found and removed, in
+	// whole seconds; 0 means an hour. A view that was written with another one is
+	// rebuilt. It is shorter than an hour only where time is scaled.
+	Hour time.Duration
 }
 
 // A View reads the history view, and is the projection that writes it. Its
 // methods can be called from any goroutine.
 type View struct {
 	store     projections.Store
+	hours     hours
 	retention map[string]time.Duration
 	gate      atomic.Pointer[gateError]
 	chunks    sync.Pool // of *portion

@@ -200,7 +200,11 @@ func TestExpireLeavesNothing(t *testing.T) {
 	maker := newMaker(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		store := &storetest.Memory{}
-		v := newView(t, store)
+		unit := rapid.SampledFrom([]time.Duration{time.Second, time.Minute, time.Hour}).Draw(rt, "hour")
+		v, err := New(Config{Store: store, Hour: unit})
+		if err != nil {
+			rt.Fatal(err)
+		}
 		g, m := &generator{maker: maker}, &model{}
 		var batch []journal.Sealed
 		for range rapid.IntRange(1, 80).Draw(rt, "events") {
@@ -216,10 +220,10 @@ func TestExpireLeavesNothing(t *testing.T) {
 			rt.Fatal(err)
 		}
 		// What has expired before the last full hour is gone, the rest is there.
-		hour := now.Truncate(time.Hour)
+		hour := now.Truncate(unit)
 		kept := &model{}
 		for _, e := range m.events {
-			if end := e.clock().Add(retention).Truncate(time.Hour).Add(time.Hour); end.After(hour) {
+			if end := e.clock().Add(retention).Truncate(unit).Add(unit); end.After(hour) {
 				kept.events = append(kept.events, e)
 			}
 		}
@@ -250,6 +254,31 @@ func TestExpireLeavesNothing(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestFormatHoldsTheHour: keys of another hour stand for other times, so a view
+// that has them is not the same view.
+func TestFormatHoldsTheHour(t *testing.T) {
+	t.Parallel()
+	seen := make(map[uint32]time.Duration)
+	for _, hour := range []time.Duration{time.Second, 2 * time.Second, time.Minute, time.Hour} {
+		v, err := New(Config{Store: &storetest.Memory{}, Hour: hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, ok := seen[v.Format()]; ok {
+			t.Errorf("hours of %v and %v have one format", hour, other)
+		}
+		seen[v.Format()] = hour
+	}
+	if seen[format] != time.Hour || newView(t, &storetest.Memory{}).Format() != format {
+		t.Error("the format of the default is not the plain one")
+	}
+	for _, hour := range []time.Duration{-time.Second, time.Millisecond, 1500 * time.Millisecond, 2 * time.Hour} {
+		if _, err := New(Config{Store: &storetest.Memory{}, Hour: hour}); err == nil {
+			t.Errorf("an hour of %v is taken", hour)
+		}
+	}
 }
 
 // TestExpireRuns has runs long enough for range deletions, split by what stays.

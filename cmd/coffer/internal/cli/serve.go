@@ -6,19 +6,21 @@ import (
 	"log/slog"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/node"
 )
 
 type serveCmd struct {
-	Dev            bool     `xor:"how" help:"Run the four regions on loopback ports, with an app to try things with."`
-	Config         string   `xor:"how" placeholder:"FILE" help:"Run what this file (TOML) says."`
-	Data           string   `default:"coffer-data" placeholder:"DIR" help:"With --dev: where everything is stored (default ${default})."`
-	PortBase       int      `default:"7441" help:"With --dev: the first of four ports; 0 takes free ones (default ${default})."`
-	CallbacksAllow []string `placeholder:"CIDR" help:"With --dev: networks that webhook requests may go to although they are not public, such as 127.0.0.0/8 for receivers on this machine."`
-	Compat         bool     `help:"With --dev: also listen as Agora Chat's REST interface, on a free port for each region."`
-	LogLevel       string   `default:"warn" enum:"debug,info,warn,error" help:"With --dev: what is logged to standard error."`
+	Dev            bool          `xor:"how" help:"Run the four regions on loopback ports, with an app to try things with."`
+	Config         string        `xor:"how" placeholder:"FILE" help:"Run what this file (TOML) says."`
+	Data           string        `default:"coffer-data" placeholder:"DIR" help:"With --dev: where everything is stored (default ${default})."`
+	PortBase       int           `default:"7441" help:"With --dev: the first of four ports; 0 takes free ones (default ${default})."`
+	Day            time.Duration `placeholder:"TIME" help:"With --dev: how long a day lasts, 1s to 24h. Everything that is kept for days goes as much sooner; for a new data directory."`
+	CallbacksAllow []string      `placeholder:"CIDR" help:"With --dev: networks that webhook requests may go to although they are not public, such as 127.0.0.0/8 for receivers on this machine."`
+	Compat         bool          `help:"With --dev: also listen as Agora Chat's REST interface, on a free port for each region."`
+	LogLevel       string        `default:"warn" enum:"debug,info,warn,error" help:"With --dev: what is logged to standard error."`
 }
 
 func (*serveCmd) Help() string {
@@ -28,11 +30,14 @@ DIR/dev.json the same for every region. Both are readable by their owner only.
 
     coffer serve --dev
     coffer serve --dev --data /tmp/try --port-base 0
+    coffer serve --dev --data /tmp/fast --day 2s    # what is kept 3 days is gone after 6 seconds
     coffer serve --config /etc/coffer/coffer.toml`
 }
 
 func (c *serveCmd) Run(r *runner) error {
 	switch {
+	case c.Day != 0 && !c.Dev:
+		return &failure{ExitUsage, errors.New("--day is for --dev only: a server that keeps data has whole days")}
 	case c.Dev:
 		return c.dev(r)
 	case c.Config == "":
@@ -54,7 +59,7 @@ func (c *serveCmd) dev(r *runner) error {
 		return &failure{ExitUsage, err}
 	}
 	log := slog.New(slog.NewTextHandler(r.Stderr, &slog.HandlerOptions{Level: level}))
-	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Compat: c.Compat, Log: log, Callbacks: config.Callbacks{Allow: c.CallbacksAllow}})
+	p, err := node.Dev(r.interrupt, node.DevOptions{Dir: c.Data, PortBase: c.PortBase, Compat: c.Compat, Day: c.Day, Log: log, Callbacks: config.Callbacks{Allow: c.CallbacksAllow}})
 	if err != nil {
 		return err
 	}

@@ -101,7 +101,7 @@ func (r *region) deliver(ctx context.Context) {
 		}
 	})
 	work.Go(func() { r.callbacks.runEngine(ctx) })
-	expire := time.NewTicker(expireEvery)
+	expire := time.NewTicker(r.options.every(expireEvery))
 	defer expire.Stop()
 	for {
 		select {

@@ -11,12 +11,14 @@ const (
 	expireEvery = 5 * time.Minute
 	// destroyEvery is how often the keys of expired epochs are destroyed.
 	destroyEvery = time.Hour
+	// fastest is how often anything of this is done at most, however short a day.
+	fastest = 250 * time.Millisecond
 )
 
 // clean enforces retention where nobody reads: in the view, and in the keyring,
 // so that copies elsewhere can no longer be opened either.
 func (r *region) clean(ctx context.Context) {
-	expire, destroy := time.NewTicker(expireEvery), time.NewTicker(destroyEvery)
+	expire, destroy := time.NewTicker(r.options.every(expireEvery)), time.NewTicker(r.options.every(destroyEvery))
 	defer expire.Stop()
 	defer destroy.Stop()
 	for {

@@ -55,6 +55,10 @@ type DevOptions struct {
 	// Now is the clock of events, retention, certificates and tokens; time.Now
 	// when nil.
 	Now func() time.Time
+	// Day is how long a day lasts, 1 s to 24 hours; 0 means 24 hours. Every
+	// lifetime is scaled by it, so that what ends after months can be watched
+	// ending. A data directory keeps the day that it was made with.
+	Day time.Duration
 
 	shutdown time.Duration // of tests
 }
@@ -90,15 +94,24 @@ func Dev(ctx context.Context, o DevOptions) (*Process, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, devTimeout)
 	defer cancel()
+	if o.Day != 0 && (o.Day < minDay || o.Day > wholeDay) {
+		return nil, fmt.Errorf("%w: a day lasts %s to %s", config.ErrInvalid, minDay, wholeDay)
+	}
+	if o.Day == wholeDay {
+		o.Day = 0
+	}
 	lock, err := prepare(dir)
 	if err != nil {
 		return nil, err
+	}
+	if err := checkDay(dir, o.Day); err != nil {
+		return nil, errors.Join(err, lock.Close())
 	}
 	cfg, ca, err := devConfig(dir, o)
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	p, err := start(ctx, cfg, o.Log, lock, o.Now)
+	p, err := start(ctx, cfg, o.Log, lock, clock{now: o.Now, day: o.Day})
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +147,7 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 		return cfg, nil, err
 	}
 	cfg.DataDir, cfg.OperatorTokenFile = dir, tokenFile
-	cfg.PlanTable, cfg.Limits = journal.DefaultPlans(), o.Limits
+	cfg.PlanTable, cfg.Limits = scaledPlans(o.Day), o.Limits
 	cfg.Callbacks = o.Callbacks
 	if cfg.Callbacks.CAFile == "" {
 		cfg.Callbacks.CAFile = ca.path

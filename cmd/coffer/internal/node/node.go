@@ -63,7 +63,10 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (*Process, e
 	if err != nil {
 		return nil, err
 	}
-	return start(ctx, cfg, log, lock, time.Now)
+	if err := checkDay(cfg.DataDir, 0); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	return start(ctx, cfg, log, lock, clock{now: time.Now})
 }
 
 // prepare makes the process and its data directory safe to hold secrets.
@@ -78,7 +81,7 @@ func prepare(dir string) (*os.File, error) {
 }
 
 // start takes over the lock.
-func start(ctx context.Context, cfg config.Config, log *slog.Logger, lock *os.File, now func() time.Time) (*Process, error) {
+func start(ctx context.Context, cfg config.Config, log *slog.Logger, lock *os.File, clock clock) (*Process, error) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	p := &Process{Dir: cfg.DataDir, cfg: cfg, log: log, lock: lock, failed: make(chan error, 1), stop: stop}
 	connections, err := connectionLimit(cfg, log)
@@ -96,7 +99,7 @@ func start(ctx context.Context, cfg config.Config, log *slog.Logger, lock *os.Fi
 	for i, r := range served {
 		group.Go(func() error {
 			opened, err := openRegion(groupCtx, regionOptions{
-				config: cfg, region: r, connections: connections, log: log.With("region", r.ID), now: now,
+				config: cfg, region: r, connections: connections, log: log.With("region", r.ID), now: clock.now, day: clock.day,
 			})
 			p.regions[i] = opened // also when it failed half-way: Close ends what was begun
 			if err != nil {

@@ -41,6 +41,7 @@ type regionOptions struct {
 	connections int
 	log         *slog.Logger
 	now         func() time.Time
+	day         time.Duration // how long it lasts; 0 means 24 hours
 }
 
 // region is everything of one region, in the order in which it is opened.
@@ -119,7 +120,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if r.store, err = openStore(views, o.log); err != nil {
 		return r, err
 	}
-	if r.view, err = history.New(history.Config{Store: r.store, Plans: o.config.PlanTable}); err != nil {
+	if r.view, err = history.New(history.Config{Store: r.store, Plans: o.config.PlanTable, Hour: o.hour()}); err != nil {
 		return r, err
 	}
 	if r.roaming, err = roaming.New(roaming.Config{Store: r.store, Plans: o.config.PlanTable}); err != nil {
@@ -183,7 +184,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	}
 	var err error
 	r.journal, err = journal.Open(ctx, journal.Config{
-		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Retention: r.options.config.Retention.Journal(), Conn: r.conn, Sync: syncer,
+		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Retention: r.options.retention(), Conn: r.conn, Sync: syncer,
 		KMS: r.provider, KeySoft: time.Duration(r.config.Keys.Revalidate), KeyHard: time.Duration(r.config.Keys.Outage),
 		Index: r.view, Health: health, Log: r.log, Now: r.options.now,
 	})
@@ -210,6 +211,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	})
 	r.exports = exports.New(exports.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
+		Keep: r.options.scaled(exports.DefaultKeep),
 	})
 	if err := r.openCallbacks(); err != nil {
 		return err

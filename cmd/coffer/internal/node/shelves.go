@@ -33,7 +33,7 @@ const shelfTicks = 24
 
 // sweepShelves ends what nobody has used for its lifetime, and warns before.
 func (r *region) sweepShelves(ctx context.Context) {
-	tick := time.NewTicker(max(r.journal.Retention().Refresh/shelfTicks, time.Millisecond))
+	tick := time.NewTicker(max(r.journal.Retention().Refresh/shelfTicks, fastest))
 	defer tick.Stop()
 	for {
 		for _, sweep := range []shelf.Sweep{r.accountSweep(), r.profileSweep()} {
