@@ -20,15 +20,20 @@ import (
 type doctorCmd struct {
 	JSON              bool   `name:"json" help:"Print the checks as JSON."`
 	OperatorTokenFile string `placeholder:"FILE" help:"File with the operators' token, instead of COFFER_OPERATOR_TOKEN."`
+	RegionKey         string `placeholder:"KID" help:"Id of the key that the region signs with, as it was kept when the region was set up."`
+	Config            string `placeholder:"FILE" help:"The region's configuration: ask its NATS servers and key services themselves."`
 	appServer
 }
 
 func (*doctorCmd) Help() string {
 	return `Checks, in this order: that the server can be reached, its TLS certificate, that the region says it is ready, that
-the app's token is accepted, and that the streams are those of the plan table. A check that needs a credential which
-is not set is left out and said to be. The exit code is 0 when no check failed.
+the app's token is accepted, that the streams are those of the plan table, and that the region's signed residency
+manifest is signed and keeps the rules. With --config the NATS servers and key services are asked themselves, and each
+difference from the manifest is an error. A check that needs a credential which is not set is left out and said to be.
+The exit code is 0 when no check failed.
 
     coffer doctor
+    coffer doctor --config /etc/coffer/coffer.toml --region-key NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs
     coffer doctor --url https://127.0.0.1:7443 --ca coffer-data/ca.pem`
 }
 
@@ -110,7 +115,8 @@ func (c *doctorCmd) diagnose(r *runner) []check {
 		}
 	}
 	checks = append(checks, ready(ctx, anonymous))
-	return append(checks, c.token(ctx, r), c.streams(ctx, r, cfg))
+	checks = append(checks, c.token(ctx, r), c.streams(ctx, r, cfg))
+	return append(checks, c.residency(ctx, r, cfg)...)
 }
 
 func address(s string) (u *url.URL, hostport string, err error) {

@@ -365,3 +365,31 @@ func (a *Admin) ShredSubject(ctx context.Context, actor, app string, subject kms
 		return a.keyring.EraseSubject(ctx, app, subject)
 	})
 }
+
+// Configured asks every KEK of the region how it is, the primary first. Unlike
+// [Admin.Status] it counts nothing, so it costs a request for each KEK.
+func (a *Admin) Configured(ctx context.Context) []KEKStatus {
+	_ = a.Settle(ctx) // what does not answer is told as such
+	var out []KEKStatus
+	for _, id := range a.identities() {
+		kek := KEKStatus{Identity: id, Configured: true, Primary: id == a.Primary()}
+		if p, ok := a.provider(id); ok {
+			if d, err := p.Describe(ctx); err != nil {
+				kek.Error = classOf(err)
+			} else {
+				kek.Description = &d
+			}
+		}
+		out = append(out, kek)
+	}
+	slices.SortStableFunc(out, func(x, y KEKStatus) int {
+		switch {
+		case x.Primary == y.Primary:
+			return 0
+		case x.Primary:
+			return -1
+		}
+		return 1
+	})
+	return out
+}

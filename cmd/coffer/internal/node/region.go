@@ -80,7 +80,8 @@ type region struct {
 	url       string
 	compat    *compat // nil without one
 
-	options regionOptions
+	options   regionOptions
+	residency surveyor
 
 	mu           sync.Mutex // guards what follows
 	checked      time.Time
@@ -136,6 +137,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 		return r, err
 	}
 	r.audit.journal.Store(r.journal)
+	r.residency.region = r
 	return r, r.prepareHTTP()
 }
 
@@ -233,7 +235,7 @@ func (r *region) run(ctx context.Context) error {
 		Exports: r.exports, Callbacks: r.callbacks.engine,
 		Deletions: r.deletions, Profiles: r.profiles,
 		Attached: r.attached,
-		Erasures: r.erasures, Signing: r.signing,
+		Erasures: r.erasures, Signing: r.signing, Residency: r.residency.manifest,
 		Operators: r.options.config.Operators, Elsewhere: r.elsewhere, Ready: r.ready, Log: r.log, Now: r.options.now,
 		Limits: server.Limits{
 			RequestBytes: limits.RequestBytes, BatchEvents: limits.BatchEvents,

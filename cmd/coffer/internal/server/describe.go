@@ -428,6 +428,7 @@ func (s *Server) descriptions() map[string]description {
 	s.describeExports(all)
 	s.describeCallbacks(all)
 	s.describeErasures(all)
+	s.describeResidency(all)
 	return all
 }
 

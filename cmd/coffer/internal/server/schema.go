@@ -82,6 +82,8 @@ func schemaName(t reflect.Type) string {
 		name = "Kms" + name
 	} else if strings.HasSuffix(pkg, "/deletion") {
 		name = "Deletion" + name
+	} else if strings.HasSuffix(pkg, "/residency") {
+		name = "Residency" + name
 	}
 	return name
 }

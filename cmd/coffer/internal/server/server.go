@@ -25,6 +25,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/residency"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/attachments"
@@ -112,6 +113,8 @@ type Options struct {
 	Attached  *attachments.Store
 	Erasures  *erasures.Erasures
 	Signing   *signing.Key
+	// Residency says where the region's data lies.
+	Residency func(ctx context.Context) (residency.Manifest, error)
 
 	// Elsewhere names the other regions, by their number.
 	Elsewhere map[byte]Place
@@ -141,6 +144,7 @@ type Server struct {
 	operators auth.Operators
 	elsewhere map[byte]Place
 	ready     func(ctx context.Context) []Unready
+	residency func(ctx context.Context) (residency.Manifest, error)
 	limits    Limits
 	log       *slog.Logger
 	now       func() time.Time
@@ -180,6 +184,7 @@ func New(o Options) *Server {
 		stopping: make(chan struct{}),
 	}
 	s.mover = o.Mover
+	s.residency = o.Residency
 	s.deletions, s.profiles = o.Deletions, o.Profiles
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
