@@ -25,7 +25,7 @@ func TestTour(t *testing.T) {
 		t.Fatalf("the tour has %d blocks of commands; it imports, replays and pages", len(blocks))
 	}
 	tour := strings.Join(blocks, "\n")
-	for _, command := range []string{"coffer serve --dev", "coffer import agora", "coffer replay", "coffer history"} {
+	for _, command := range []string{"coffer serve --dev", "coffer import agora", "coffer replay", "coffer history", "coffer listen"} {
 		if !strings.Contains(tour, command) {
 			t.Errorf("the tour has no %q", command)
 		}
@@ -56,7 +56,7 @@ func TestTour(t *testing.T) {
 		log, _ := os.ReadFile(filepath.Join(dir, "server.log"))
 		t.Fatalf("the tour failed: %v\n%s\n%s\nserver:\n%s", err, talk.String(), out.String(), log)
 	}
-	for _, want := range []string{`"end":{"count":`, `"position":"`, "MESSAGE"} {
+	for _, want := range []string{`"end":{"count":`, `"position":"`, "MESSAGE", `"signature":"valid"`} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the tour printed no %s:\n%s", want, out.String())
 		}

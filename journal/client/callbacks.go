@@ -34,6 +34,17 @@ type Endpoint struct {
 	Secret string `json:"secret,omitempty"`
 	// Progress is how far it has come; nil in answers that do not say.
 	Progress *EndpointProgress `json:"progress,omitempty"`
+	// Verification is what became of the verification request; nil in answers to
+	// requests that do not make one.
+	Verification *EndpointAnswer `json:"verification,omitempty"`
+}
+
+// EndpointAnswer is what an endpoint said to a request.
+type EndpointAnswer struct {
+	Delivered bool   `json:"delivered"`
+	Status    int    `json:"status,omitzero"`
+	Cause     string `json:"cause,omitempty"`
+	Error     string `json:"error,omitempty"`
 }
 
 // EndpointProgress is how far an endpoint has come.
@@ -59,6 +70,12 @@ type EndpointSpec struct {
 	Users         []string `json:"users,omitempty"`
 	Ordered       bool     `json:"ordered,omitempty"`
 	Rate          int      `json:"rate,omitzero"`
+	// Signature is hmac, which is meant when it is empty, or ed25519.
+	Signature string `json:"signature,omitempty"`
+	// Secret is one of the caller's own instead of a new one.
+	Secret string `json:"secret,omitempty"`
+	// Encryption is the public key of sealed bodies, a JWK.
+	Encryption string `json:"encryption,omitempty"`
 }
 
 // Delivery is an event for an endpoint, and what became of its last attempt.

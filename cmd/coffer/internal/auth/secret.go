@@ -35,6 +35,16 @@ func ReadSecret(path string) (string, error) {
 	return secret, nil
 }
 
+// ReadSecretText reads a secret of several lines, such as a key in PEM or JSON,
+// as [ReadSecret] does.
+func ReadSecretText(path string) (string, error) {
+	text, err := readSecretFile(path)
+	if err == nil && strings.TrimSpace(text) == "" {
+		err = fmt.Errorf("%w: %s is empty", ErrSecretFile, path)
+	}
+	return text, err
+}
+
 func readSecretFile(path string) (string, error) {
 	f, err := os.Open(path) //nolint:gosec // the path is the operator's own setting
 	if err != nil {

@@ -71,6 +71,7 @@ type commands struct {
 	Audit     auditCmd      `cmd:"" help:"Read and verify the audit log (as an operator)."`
 	Doctor    doctorCmd     `cmd:"" help:"Check that a server can be used, and say what is wrong."`
 	Callbacks callbacksCmds `cmd:"" help:"Administer webhook endpoints and deliveries."`
+	Listen    listenCmd     `cmd:"" help:"Receive webhooks on this machine: verify, open and print them."`
 	Version   versionCmd    `cmd:"" help:"Print the version."`
 	Bench     benchCmd      `cmd:"" help:"Measure Coffer beside bare means: append, replay, history, tail, keys, callbacks."`
 

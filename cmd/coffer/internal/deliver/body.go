@@ -16,7 +16,6 @@ import (
 
 const (
 	typeEvent      = "application/cloudevents+json; charset=utf-8"
-	typeSealed     = "application/jose"
 	typeEventBatch = "application/cloudevents-batch+json; charset=utf-8"
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00"
@@ -52,7 +51,7 @@ func (Events) Encode(_ context.Context, dst []byte, h http.Header, e *endpoints.
 	if err != nil {
 		return dst[:start], fmt.Errorf("endpoint %s: %w", e.IDText(), err)
 	}
-	h.Set("Content-Type", typeSealed)
+	h.Set("Content-Type", webhook.TypeSealed)
 	return append(dst[:start], sealed...), nil
 }
 

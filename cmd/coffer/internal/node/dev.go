@@ -153,13 +153,16 @@ func devConfig(dir string, o DevOptions) (config.Config, *authority, error) {
 		cfg.Callbacks.CAFile = ca.path
 	}
 	cfg.ShutdownTimeout = config.Duration(orDefault(o.shutdown, 10*time.Second))
+	if err := ca.issue(filepath.Join(dir, ListenCertificate), filepath.Join(dir, ListenKey), "receiver", o.Now()); err != nil {
+		return cfg, nil, err
+	}
 	for i, r := range journal.DefaultRegions() {
 		own := regionDir(dir, r.ID)
 		if err := secureDir(own); err != nil {
 			return cfg, nil, err
 		}
 		certFile, keyFile := filepath.Join(own, "tls.pem"), filepath.Join(own, "tls.key")
-		if err := ca.issue(certFile, keyFile, r.ID, o.Now()); err != nil {
+		if err := ca.issue(certFile, keyFile, "region "+r.ID, o.Now()); err != nil {
 			return cfg, nil, err
 		}
 		port := 0

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"errors"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -106,4 +107,58 @@ func FuzzParseRecipient(f *testing.F) {
 			t.Fatalf("an accepted key does not seal: %v", err)
 		}
 	})
+}
+
+// TestPrivateKey: what is sealed to a key is opened with it and with no other,
+// and not when it was changed.
+func TestPrivateKey(t *testing.T) {
+	withRSA, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := NewPrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := ParsePrivateKey(jwk(t, withRSA, "RSA-OAEP"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []*PrivateKey{made, read} {
+		public, err := k.Public()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := ParseRecipient(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sealed, err := r.Seal([]byte("canary"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened, err := k.Open(sealed); err != nil || string(opened) != "canary" {
+			t.Errorf("%q, %v", opened, err)
+		}
+		i := len(sealed) - 10 // within the tag
+		changed := sealed[:i] + string(sealed[i]^1) + sealed[i+1:]
+		for name, refused := range map[string]string{"changed": changed, "cut": sealed[:40], "nothing": ""} {
+			if _, err := k.Open(refused); !errors.Is(err, ErrSealed) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if other := map[bool]*PrivateKey{true: read, false: made}[k == made]; other != nil {
+			if _, err := other.Open(sealed); !errors.Is(err, ErrSealed) {
+				t.Errorf("another key: %v", err)
+			}
+		}
+		if text := fmt.Sprintf("%v %+v %#v", k, k, k); text != "[redacted] [redacted] [redacted]" {
+			t.Errorf("it prints as %s", text)
+		}
+	}
+	for _, text := range [][]byte{jwk(t, withRSA.Public(), ""), []byte("{}"), []byte("x"), nil} {
+		if _, err := ParsePrivateKey(text); !errors.Is(err, ErrKey) {
+			t.Errorf("%.20s: %v", text, err)
+		}
+	}
 }
