@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -131,21 +130,43 @@ func (s *served) lines(ctx context.Context, query string) (int, error) {
 	if resp.StatusCode != http.StatusOK {
 		return 0, fmt.Errorf("the replay's status is %d", resp.StatusCode)
 	}
-	in := bufio.NewReaderSize(resp.Body, 256<<10)
-	count, last := 0, []byte(nil)
+	count, last, err := countLines(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	var trailer struct {
+		End *struct {
+			Count int `json:"count"`
+		} `json:"end"`
+	}
+	if err := json.Unmarshal(last, &trailer); err != nil || trailer.End == nil {
+		return 0, errors.New("the replay has no trailer")
+	}
+	if trailer.End.Count != count-1 {
+		return 0, fmt.Errorf("the trailer tells of %d events, and there are %d", trailer.End.Count, count-1)
+	}
+	return count - 1, nil
+}
+
+// countLines counts lines, without a copy of each, and returns the last one.
+func countLines(r io.Reader) (count int, last []byte, err error) {
+	const most = 16 << 10 // of a trailer
+	buf := make([]byte, 256<<10)
 	for {
-		line, err := in.ReadSlice('\n')
-		if errors.Is(err, io.EOF) && len(line) == 0 {
+		n, err := r.Read(buf)
+		count += bytes.Count(buf[:n], []byte{'\n'})
+		last = append(last, buf[max(0, n-most):n]...)
+		last = append(last[:0], last[max(0, len(last)-most):]...)
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return 0, err
+			return 0, nil, err
 		}
-		count++
-		last = append(last[:0], line...)
 	}
-	if !bytes.HasPrefix(last, []byte(`{"end":`)) {
-		return 0, errors.New("the replay has no trailer")
+	line, whole := bytes.CutSuffix(last, []byte{'\n'})
+	if !whole {
+		return 0, nil, errors.New("the last line is cut")
 	}
-	return count - 1, nil
+	return count, line[bytes.LastIndexByte(line, '\n')+1:], nil
 }

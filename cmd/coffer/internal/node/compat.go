@@ -61,7 +61,7 @@ func (r *region) prepareCompat() {
 	}
 	r.compat.http = &http.Server{
 		ReadHeaderTimeout: r.http.ReadHeaderTimeout, IdleTimeout: r.http.IdleTimeout, MaxHeaderBytes: r.http.MaxHeaderBytes,
-		ErrorLog: r.http.ErrorLog, TLSConfig: r.http.TLSConfig.Clone(),
+		ErrorLog: r.http.ErrorLog, ConnContext: r.http.ConnContext, TLSConfig: r.http.TLSConfig.Clone(),
 		Handler: r.server.Compat(server.CompatOptions{
 			URL: r.compat.url, Apps: r.config.Compat.Table(), RecallWindow: time.Duration(r.config.Compat.RecallWindow),
 		}),

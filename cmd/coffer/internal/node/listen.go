@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 )
 
 const (
@@ -36,7 +37,7 @@ func listen(ctx context.Context, address string, connections int) (net.Listener,
 	if err != nil {
 		return nil, fmt.Errorf("listening: %w", err)
 	}
-	return &limited{Listener: l, slots: make(chan struct{}, connections), done: make(chan struct{})}, nil
+	return server.Gather(&limited{Listener: l, slots: make(chan struct{}, connections), done: make(chan struct{})}), nil
 }
 
 type limited struct {
@@ -86,7 +87,8 @@ func (r *region) prepareHTTP() error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		// Bodies and answers have deadlines of their own, by route: a replay may
 		// take hours and a header may not.
-		ErrorLog: log.New(&httpLog{r.log}, "", 0),
+		ErrorLog:    log.New(&httpLog{r.log}, "", 0),
+		ConnContext: server.GatherContext,
 	}
 	if r.config.Plaintext {
 		return nil

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -149,10 +150,13 @@ func (p *plainStream) write(media string, b []byte) error {
 		return nil
 	}
 	p.s.extendDeadline(p.c)
-	if _, err := p.c.w.Write(b); err != nil {
-		return fmt.Errorf("%w: %w", errCallerGone, err)
+	conn := p.c.gatherer()
+	conn.hold()
+	_, err := p.c.w.Write(b)
+	if err == nil {
+		err = http.NewResponseController(p.c.w).Flush()
 	}
-	if err := http.NewResponseController(p.c.w).Flush(); err != nil {
+	if err = cmp.Or(err, conn.send()); err != nil {
 		return fmt.Errorf("%w: %w", errCallerGone, err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/fips140"
 	"encoding/base64"
@@ -130,23 +131,26 @@ func (k *socket) batch(b *sealedBatch) error {
 			return err
 		}
 	}
+	if len(b.ends) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(k.left, k.s.limits.WriteTimeout)
+	defer cancel()
+	conn := k.c.gatherer()
+	defer context.AfterFunc(ctx, conn.abort)() // the library does not see the last write
+	conn.hold()
+	var err error
 	start := 0
 	for _, end := range b.ends {
-		if err := k.write(b.lines[start : end-1]); err != nil {
-			return err
+		if err = k.conn.Write(ctx, websocket.MessageText, b.lines[start:end-1]); err != nil {
+			break
 		}
 		start = end
 	}
-	return nil
-}
-
-func (k *socket) write(text []byte) error {
-	ctx, cancel := context.WithTimeout(k.left, k.s.limits.WriteTimeout)
-	defer cancel()
-	if err := k.conn.Write(ctx, websocket.MessageText, text); err != nil {
+	if err = cmp.Or(err, conn.send()); err != nil {
 		return fmt.Errorf("%w: %w", errCallerGone, err)
 	}
-	k.c.w.bytes += int64(len(text))
+	k.c.w.bytes += int64(len(b.lines))
 	return nil
 }
 
