@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,11 +31,11 @@ func datasync(f *os.File) error {
 
 // openIn opens a file of an open folder for syncing. It is called for files
 // that mostly do not exist, so it makes no error value of its own.
-func openIn(folder *os.File, name, path string) (*os.File, error) {
+func openIn(folder *os.File, name string) (*os.File, error) {
 	for {
 		fd, err := unix.Openat(int(folder.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
-			return os.NewFile(uintptr(fd), path), nil
+			return os.NewFile(uintptr(fd), filepath.Join(folder.Name(), name)), nil
 		}
 		if !errors.Is(err, unix.EINTR) {
 			return nil, err
@@ -41,14 +43,30 @@ func openIn(folder *os.File, name, path string) (*os.File, error) {
 	}
 }
 
-// unlinked reports whether the file has been removed or another one put in its
-// place.
-func unlinked(f *os.File) (bool, error) {
+func stateOf(f *os.File) (state, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return false, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+		return state{}, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	return st.Nlink == 0, nil
+	return stateFrom(&st), nil
+}
+
+// stateIn is of what has a name, seen from an open folder: a path from the root
+// takes several times as long.
+func stateIn(folder *os.File, name string) (state, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(folder.Fd()), name, &st, 0); err != nil {
+		return state{}, &fs.PathError{Op: "fstatat", Path: filepath.Join(folder.Name(), name), Err: err}
+	}
+	return stateFrom(&st), nil
+}
+
+func stateFrom(st *unix.Stat_t) state {
+	return state{
+		identity: identity{device: uint64(st.Dev), inode: st.Ino},                                //nolint:unconvert // Dev differs between architectures.
+		mark:     mark{size: st.Size, mtime: time.Unix(int64(st.Mtim.Sec), int64(st.Mtim.Nsec))}, //nolint:unconvert // as do these
+		links:    uint64(st.Nlink),                                                               //nolint:unconvert // and this
+	}
 }
 
 func freeBytes(dir string) (int64, error) {

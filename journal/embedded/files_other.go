@@ -5,23 +5,30 @@ package embedded
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
 func datasync(f *os.File) error { return f.Sync() }
 
-func openIn(_ *os.File, _, path string) (*os.File, error) { return os.Open(path) }
+func openIn(folder *os.File, name string) (*os.File, error) {
+	return os.Open(filepath.Join(folder.Name(), name))
+}
 
-func unlinked(f *os.File) (bool, error) {
-	open, err := f.Stat()
+// Without syncs of our own, which checkFileSystem refuses, files are not told
+// apart.
+
+func stateOf(f *os.File) (state, error) { return stateFrom(f.Stat()) }
+
+func stateIn(folder *os.File, name string) (state, error) {
+	return stateFrom(os.Stat(filepath.Join(folder.Name(), name)))
+}
+
+func stateFrom(info os.FileInfo, err error) (state, error) {
 	if err != nil {
-		return false, err
+		return state{}, err
 	}
-	now, err := os.Stat(f.Name())
-	if errors.Is(err, os.ErrNotExist) {
-		return true, nil
-	}
-	return err == nil && !os.SameFile(open, now), err
+	return state{mark: mark{size: info.Size(), mtime: info.ModTime()}, links: 1}, nil
 }
 
 func freeBytes(dir string) (int64, error) {

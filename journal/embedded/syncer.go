@@ -42,15 +42,36 @@ type Syncer struct {
 // syncing. A block that is rewritten (secure deletion, compaction) is replaced
 // by renaming a new file over it.
 type blocks struct {
-	mu     sync.Mutex // one sync at a time; guards everything below
-	dir    string
-	folder *os.File
-	last   *os.File
-	index  int
-	mtime  time.Time // of the folder, when it was last looked through
-	synced mark      // of the last block, when it was last synced
-	failed error
+	mu      sync.Mutex // one sync at a time; guards everything below
+	dir     string     // the folder of the blocks
+	streams *os.File   // the folder of all streams
+	within  string     // dir as seen from there
+	folder  *os.File
+	is      identity // of the folder
+	last    *os.File
+	index   int
+	looked  time.Time // the folder's modification time when it was last looked through
+	settled bool      // it was old enough then to change with the next block
+	synced  mark      // of the last block, when it was last synced
+	failed  error
 }
+
+// sight is what one look at the files tells; it costs two system calls.
+type sight struct {
+	block  state
+	folder state
+	gone   bool // the last block is no longer the one at its path
+}
+
+// state is of a file or a folder.
+type state struct {
+	identity
+	mark
+
+	links uint64
+}
+
+type identity struct{ device, inode uint64 }
 
 // mark tells whether a file was written since.
 type mark struct {
@@ -67,7 +88,8 @@ func (s *Syncer) of(stream string) *blocks {
 	defer s.mu.Unlock()
 	b := s.streams[stream]
 	if b == nil {
-		b = &blocks{dir: filepath.Join(s.dir, stream, "msgs")}
+		within := filepath.Join(stream, "msgs")
+		b = &blocks{dir: filepath.Join(s.dir, within), within: within}
 		s.streams[stream] = b
 	}
 	return b
@@ -103,94 +125,86 @@ func (b *blocks) sync() error {
 }
 
 func (b *blocks) advance() error {
-	changed := false
-	if b.last == nil {
-		changed = true
-		if err := b.scan(); err != nil {
-			return err
-		}
-	} else if gone, err := b.gone(); err != nil {
-		return err
-	} else if gone {
-		changed = true
-		if err := b.scan(); err != nil {
-			return err
-		}
-	}
-	ahead := 1
-	info, err := b.folder.Stat()
+	seen, err := b.look()
 	if err != nil {
 		return err
 	}
-	if m := info.ModTime(); !m.Equal(b.mtime) || time.Since(m) < freshFolder {
-		b.mtime, ahead = m, probeAhead
-	}
-	for i := b.index + 1; i <= b.index+ahead; i++ {
-		next, err := openIn(b.folder, strconv.Itoa(i)+".blk", b.path(i))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	changed := seen.gone
+	if seen.gone {
+		if err := b.scan(); err != nil {
+			return err
 		}
+		if seen, err = b.look(); err != nil {
+			return err
+		}
+	}
+	if m := seen.folder.mtime; !b.settled || !m.Equal(b.looked) {
+		b.looked, b.settled = m, time.Since(m) >= freshFolder
+		found, err := b.probe()
 		if err != nil {
 			return err
 		}
-		// The block before may have been written since the last sync, and may
-		// have been removed, which does not matter then.
-		if err := datasync(b.last); err != nil {
-			_ = next.Close()
-			return err
+		if found {
+			changed = true
+			if seen.block, err = stateOf(b.last); err != nil {
+				return err
+			}
 		}
-		_ = b.last.Close()
-		b.last, b.index, changed = next, i, true
 	}
-	if err := b.syncLast(); err != nil {
+	// The mark was taken before, so that a write during the sync shows later.
+	if err := datasync(b.last); err != nil {
 		return err
 	}
+	b.synced = seen.block.mark
 	if changed {
 		return b.folder.Sync()
 	}
 	return nil
 }
 
-// gone reports whether the last block is no longer the one at its path. A purge
-// moves the whole folder away and removes it later, so that until then neither
-// the block nor its folder looks removed.
-func (b *blocks) gone() (bool, error) {
-	if gone, err := unlinked(b.last); err != nil || gone {
-		return gone, err
+// probe goes on to the blocks that were added, and reports whether there are any.
+func (b *blocks) probe() (bool, error) {
+	found := false
+	for i := b.index + 1; i <= b.index+probeAhead; i++ {
+		next, err := openIn(b.folder, strconv.Itoa(i)+".blk")
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return found, err
+		}
+		// The block before may have been written since the last sync, and may
+		// have been removed, which does not matter then.
+		if err := datasync(b.last); err != nil {
+			_ = next.Close()
+			return found, err
+		}
+		_ = b.last.Close()
+		b.last, b.index, found = next, i, true
 	}
-	open, err := b.folder.Stat()
-	if err != nil {
-		return false, err
+	return found, nil
+}
+
+// look is the part of a sync that is paid every time. The last block is gone
+// when it was removed, or another one put in its place, or when its folder is
+// not the one at the path: a purge moves the whole folder away and removes it
+// later, so that until then neither the block nor its folder looks removed.
+func (b *blocks) look() (sight, error) {
+	if b.last == nil {
+		return sight{gone: true}, nil
 	}
-	now, err := os.Stat(b.dir)
+	var s sight
+	var err error
+	if s.block, err = stateOf(b.last); err != nil {
+		return s, err
+	}
+	s.folder, err = stateIn(b.streams, b.within)
 	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil // between the two steps of a purge; scanning waits for it
+		s.gone = true // between the two steps of a purge; scanning waits for it
+		return s, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	return !os.SameFile(open, now), nil
-}
-
-func (b *blocks) syncLast() error {
-	// The mark is taken before, so that a write during the sync shows later.
-	m, err := markOf(b.last)
-	if err != nil {
-		return err
-	}
-	if err := datasync(b.last); err != nil {
-		return err
-	}
-	b.synced = m
-	return nil
-}
-
-func markOf(f *os.File) (mark, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return mark{}, err
-	}
-	return mark{info.Size(), info.ModTime()}, nil
+	s.gone = s.block.links == 0 || s.folder.identity != b.is
+	return s, err
 }
 
 func (b *blocks) path(index int) string {
@@ -209,14 +223,24 @@ func (b *blocks) scan() error {
 	}
 }
 
-func (b *blocks) scanOnce() error {
-	folder, err := os.Open(b.dir)
+func (b *blocks) scanOnce() (err error) {
+	defer func() {
+		if err != nil {
+			b.closeFiles()
+		}
+	}()
+	if b.streams, err = os.Open(strings.TrimSuffix(b.dir, b.within)); err != nil {
+		return err
+	}
+	if b.folder, err = os.Open(b.dir); err != nil {
+		return err
+	}
+	folder, err := stateOf(b.folder)
 	if err != nil {
 		return err
 	}
-	names, err := folder.Readdirnames(-1)
+	names, err := b.folder.Readdirnames(-1)
 	if err != nil {
-		_ = folder.Close()
 		return err
 	}
 	last, from := 0, b.index
@@ -230,16 +254,13 @@ func (b *blocks) scanOnce() error {
 	}
 	for i := max(from, 1); i < last; i++ {
 		if err := syncPath(b.path(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			_ = folder.Close()
 			return err
 		}
 	}
-	f, err := os.Open(b.path(last))
-	if err != nil {
-		_ = folder.Close()
+	if b.last, err = os.Open(b.path(last)); err != nil {
 		return err
 	}
-	b.folder, b.last, b.index, b.mtime = folder, f, last, time.Time{}
+	b.is, b.index, b.settled = folder.identity, last, false
 	return nil
 }
 
@@ -265,13 +286,12 @@ func syncPath(path string) error {
 }
 
 func (b *blocks) closeFiles() {
-	if b.folder != nil {
-		_ = b.folder.Close()
+	for _, f := range []*os.File{b.streams, b.folder, b.last} {
+		if f != nil {
+			_ = f.Close()
+		}
 	}
-	if b.last != nil {
-		_ = b.last.Close()
-	}
-	b.folder, b.last = nil, nil
+	b.streams, b.folder, b.last = nil, nil, nil
 }
 
 // SyncMeta makes a stream's existence survive a power cut: its description and
@@ -334,15 +354,8 @@ func (b *blocks) dirty() bool {
 	if b.last == nil {
 		return false
 	}
-	if gone, err := b.gone(); err != nil || gone {
-		return true
-	}
-	info, err := b.folder.Stat()
-	if err != nil || !info.ModTime().Equal(b.mtime) {
-		return true
-	}
-	m, err := markOf(b.last)
-	return err != nil || m != b.synced
+	seen, err := b.look()
+	return err != nil || seen.gone || !seen.folder.mtime.Equal(b.looked) || seen.block.mark != b.synced
 }
 
 func (s *Syncer) failure() error {
