@@ -43,30 +43,23 @@ func openIn(folder *os.File, name string) (*os.File, error) {
 	}
 }
 
-func stateOf(f *os.File) (state, error) {
+// changeTime is when a folder, or what is in it, was last changed, or moved.
+func changeTime(folder *os.File) (time.Time, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(folder.Fd()), &st); err != nil {
+		return time.Time{}, &fs.PathError{Op: "fstat", Path: folder.Name(), Err: err}
+	}
+	return time.Unix(st.Ctim.Unix()), nil
+}
+
+// unlinked reports whether the file has been removed or another one put in its
+// place.
+func unlinked(f *os.File) (bool, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return state{}, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
+		return false, &fs.PathError{Op: "fstat", Path: f.Name(), Err: err}
 	}
-	return stateFrom(&st), nil
-}
-
-// stateIn is of what has a name, seen from an open folder: a path from the root
-// takes several times as long.
-func stateIn(folder *os.File, name string) (state, error) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(folder.Fd()), name, &st, 0); err != nil {
-		return state{}, &fs.PathError{Op: "fstatat", Path: filepath.Join(folder.Name(), name), Err: err}
-	}
-	return stateFrom(&st), nil
-}
-
-func stateFrom(st *unix.Stat_t) state {
-	return state{
-		identity: identity{device: uint64(st.Dev), inode: st.Ino},                                //nolint:unconvert // Dev differs between architectures.
-		mark:     mark{size: st.Size, mtime: time.Unix(int64(st.Mtim.Sec), int64(st.Mtim.Nsec))}, //nolint:unconvert // as do these
-		links:    uint64(st.Nlink),                                                               //nolint:unconvert // and this
-	}
+	return st.Nlink == 0, nil
 }
 
 func freeBytes(dir string) (int64, error) {

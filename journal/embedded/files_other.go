@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 func datasync(f *os.File) error { return f.Sync() }
@@ -15,20 +16,25 @@ func openIn(folder *os.File, name string) (*os.File, error) {
 	return os.Open(filepath.Join(folder.Name(), name))
 }
 
-// Without syncs of our own, which checkFileSystem refuses, files are not told
-// apart.
-
-func stateOf(f *os.File) (state, error) { return stateFrom(f.Stat()) }
-
-func stateIn(folder *os.File, name string) (state, error) {
-	return stateFrom(os.Stat(filepath.Join(folder.Name(), name)))
+// changeTime knows nothing of moves; checkFileSystem refuses syncs of our own.
+func changeTime(folder *os.File) (time.Time, error) {
+	info, err := folder.Stat()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
-func stateFrom(info os.FileInfo, err error) (state, error) {
+func unlinked(f *os.File) (bool, error) {
+	open, err := f.Stat()
 	if err != nil {
-		return state{}, err
+		return false, err
 	}
-	return state{mark: mark{size: info.Size(), mtime: info.ModTime()}, links: 1}, nil
+	now, err := os.Stat(f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	}
+	return err == nil && !os.SameFile(open, now), err
 }
 
 func freeBytes(dir string) (int64, error) {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -204,12 +205,29 @@ func TestSyncFollowsBlocks(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
+	// rests waits until nothing but the folder's time is looked at.
+	rests := func() {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); !syncer.of("A").settled; time.Sleep(freshFolder / 10) {
+			if time.Now().After(deadline) {
+				t.Fatal("the folder does not come to rest")
+			}
+			follows("resting")
+		}
+	}
 	for range 300 { // through many blocks, the first of which vanish by the limit
 		follows("append")
 	}
 	if i := syncer.of("A").index; i < 5 {
 		t.Fatalf("only %d blocks", i)
 	}
+	rests()
+	for i, end := syncer.of("A").index, 0; syncer.of("A").index == i; end++ {
+		if follows("append after a rest"); end > 100 {
+			t.Fatal("no new block")
+		}
+	}
+	rests()
 	// Several blocks between two syncs.
 	for range 200 {
 		if _, err := js.Publish(t.Context(), "A.x", canary(700)); err != nil {
@@ -217,6 +235,7 @@ func TestSyncFollowsBlocks(t *testing.T) {
 		}
 	}
 	follows("many blocks later")
+	rests()
 	info, err := st.Info(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -225,6 +244,7 @@ func TestSyncFollowsBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	follows("after a rewrite")
+	rests()
 	// Everything goes: the server starts a new block for the last sequence.
 	if err := st.Purge(t.Context()); err != nil {
 		t.Fatal(err)

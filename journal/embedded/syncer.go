@@ -43,35 +43,15 @@ type Syncer struct {
 // by renaming a new file over it.
 type blocks struct {
 	mu      sync.Mutex // one sync at a time; guards everything below
-	dir     string     // the folder of the blocks
-	streams *os.File   // the folder of all streams
-	within  string     // dir as seen from there
+	dir     string
 	folder  *os.File
-	is      identity // of the folder
 	last    *os.File
 	index   int
-	looked  time.Time // the folder's modification time when it was last looked through
-	settled bool      // it was old enough then to change with the next block
-	synced  mark      // of the last block, when it was last synced
+	looked  time.Time // the folder's change time when it was last looked through
+	settled bool      // it was old enough then to change with whatever comes next
+	synced  mark      // of the last block, when settle last looked at it
 	failed  error
 }
-
-// sight is what one look at the files tells; it costs two system calls.
-type sight struct {
-	block  state
-	folder state
-	gone   bool // the last block is no longer the one at its path
-}
-
-// state is of a file or a folder.
-type state struct {
-	identity
-	mark
-
-	links uint64
-}
-
-type identity struct{ device, inode uint64 }
 
 // mark tells whether a file was written since.
 type mark struct {
@@ -88,8 +68,7 @@ func (s *Syncer) of(stream string) *blocks {
 	defer s.mu.Unlock()
 	b := s.streams[stream]
 	if b == nil {
-		within := filepath.Join(stream, "msgs")
-		b = &blocks{dir: filepath.Join(s.dir, within), within: within}
+		b = &blocks{dir: filepath.Join(s.dir, stream, "msgs")}
 		s.streams[stream] = b
 	}
 	return b
@@ -124,42 +103,83 @@ func (b *blocks) sync() error {
 	return nil
 }
 
+// advance looks at nothing but the folder as long as that has not changed, for it
+// is paid by every commit: a block that is added, removed or replaced changes the
+// time of its folder, and so does a purge, which moves the folder away.
 func (b *blocks) advance() error {
-	seen, err := b.look()
-	if err != nil {
-		return err
-	}
-	changed := seen.gone
-	if seen.gone {
+	changed := b.folder == nil
+	if changed {
 		if err := b.scan(); err != nil {
 			return err
 		}
-		if seen, err = b.look(); err != nil {
-			return err
-		}
 	}
-	if m := seen.folder.mtime; !b.settled || !m.Equal(b.looked) {
-		b.looked, b.settled = m, time.Since(m) >= freshFolder
-		found, err := b.probe()
+	at, err := changeTime(b.folder)
+	if err != nil {
+		return err
+	}
+	if !b.settled || !at.Equal(b.looked) {
+		more, err := b.follow(at)
 		if err != nil {
 			return err
 		}
-		if found {
-			changed = true
-			if seen.block, err = stateOf(b.last); err != nil {
-				return err
-			}
-		}
+		changed = changed || more
 	}
-	// The mark was taken before, so that a write during the sync shows later.
 	if err := datasync(b.last); err != nil {
 		return err
 	}
-	b.synced = seen.block.mark
 	if changed {
 		return b.folder.Sync()
 	}
 	return nil
+}
+
+// follow goes to where the server writes now, and reports whether that is
+// elsewhere. The folder changed at the given time.
+func (b *blocks) follow(at time.Time) (bool, error) {
+	gone, err := b.gone()
+	if err != nil {
+		return false, err
+	}
+	if gone {
+		if err := b.scan(); err != nil {
+			return false, err
+		}
+		if at, err = changeTime(b.folder); err != nil {
+			return false, err
+		}
+	}
+	b.looked, b.settled = at, time.Since(at) >= freshFolder
+	found, err := b.probe()
+	return gone || found, err
+}
+
+// gone reports whether the last block is no longer the one at its path. A purge
+// removes the folder that it has moved away later, so that until then neither
+// the block nor its folder looks removed.
+func (b *blocks) gone() (bool, error) {
+	if gone, err := unlinked(b.last); err != nil || gone {
+		return gone, err
+	}
+	open, err := b.folder.Stat()
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(b.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // between the two steps of a purge; scanning waits for it
+	}
+	if err != nil {
+		return false, err
+	}
+	return !os.SameFile(open, now), nil
+}
+
+func markOf(f *os.File) (mark, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return mark{}, err
+	}
+	return mark{info.Size(), info.ModTime()}, nil
 }
 
 // probe goes on to the blocks that were added, and reports whether there are any.
@@ -185,28 +205,6 @@ func (b *blocks) probe() (bool, error) {
 	return found, nil
 }
 
-// look is the part of a sync that is paid every time. The last block is gone
-// when it was removed, or another one put in its place, or when its folder is
-// not the one at the path: a purge moves the whole folder away and removes it
-// later, so that until then neither the block nor its folder looks removed.
-func (b *blocks) look() (sight, error) {
-	if b.last == nil {
-		return sight{gone: true}, nil
-	}
-	var s sight
-	var err error
-	if s.block, err = stateOf(b.last); err != nil {
-		return s, err
-	}
-	s.folder, err = stateIn(b.streams, b.within)
-	if errors.Is(err, fs.ErrNotExist) {
-		s.gone = true // between the two steps of a purge; scanning waits for it
-		return s, nil
-	}
-	s.gone = s.block.links == 0 || s.folder.identity != b.is
-	return s, err
-}
-
 func (b *blocks) path(index int) string {
 	return filepath.Join(b.dir, strconv.Itoa(index)+".blk")
 }
@@ -229,14 +227,7 @@ func (b *blocks) scanOnce() (err error) {
 			b.closeFiles()
 		}
 	}()
-	if b.streams, err = os.Open(strings.TrimSuffix(b.dir, b.within)); err != nil {
-		return err
-	}
 	if b.folder, err = os.Open(b.dir); err != nil {
-		return err
-	}
-	folder, err := stateOf(b.folder)
-	if err != nil {
 		return err
 	}
 	names, err := b.folder.Readdirnames(-1)
@@ -260,7 +251,7 @@ func (b *blocks) scanOnce() (err error) {
 	if b.last, err = os.Open(b.path(last)); err != nil {
 		return err
 	}
-	b.is, b.index, b.settled = folder.identity, last, false
+	b.index, b.settled = last, false
 	return nil
 }
 
@@ -286,12 +277,12 @@ func syncPath(path string) error {
 }
 
 func (b *blocks) closeFiles() {
-	for _, f := range []*os.File{b.streams, b.folder, b.last} {
+	for _, f := range []*os.File{b.folder, b.last} {
 		if f != nil {
 			_ = f.Close()
 		}
 	}
-	b.streams, b.folder, b.last = nil, nil, nil
+	b.folder, b.last = nil, nil
 }
 
 // SyncMeta makes a stream's existence survive a power cut: its description and
@@ -343,19 +334,26 @@ func (s *Syncer) settle() {
 	s.mu.Unlock()
 	for _, b := range all {
 		b.mu.Lock()
-		if b.failed == nil && b.dirty() {
-			_ = b.sync() // remembered in b.failed, which Check reports
-		}
+		b.settle()
 		b.mu.Unlock()
 	}
 }
 
-func (b *blocks) dirty() bool {
-	if b.last == nil {
-		return false
+// settle syncs once more after commits too, which costs little: nothing is
+// written then.
+func (b *blocks) settle() {
+	if b.failed != nil || b.last == nil {
+		return
 	}
-	seen, err := b.look()
-	return err != nil || seen.gone || !seen.folder.mtime.Equal(b.looked) || seen.block.mark != b.synced
+	at, err := changeTime(b.folder)
+	// The mark is taken before, so that a write during the sync shows later.
+	m, merr := markOf(b.last)
+	if err == nil && merr == nil && b.settled && at.Equal(b.looked) && m == b.synced {
+		return
+	}
+	if b.sync() == nil { // or it is remembered in b.failed, which Check reports
+		b.synced = m
+	}
 }
 
 func (s *Syncer) failure() error {
