@@ -55,7 +55,8 @@ type run struct {
 	tails  sync.WaitGroup
 }
 
-// NewRunner checks the configuration. Nothing is read before [Runner.Run].
+// NewRunner checks the configuration. Nothing is read before [Runner.Run], and
+// until it has caught up the views cannot be read either.
 func NewRunner(cfg RunnerConfig) (*Runner, error) {
 	if cfg.Journal == nil || cfg.Store == nil || len(cfg.Projections) == 0 {
 		return nil, errors.New("projections: a runner needs a journal, a store and a projection")
@@ -83,7 +84,11 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 		g := &gate{}
 		g.projection, _ = p.(Gated)
 		for _, s := range cfg.Journal.Streams() {
-			r.tails = append(r.tails, &tail{projection: p, stream: s, gate: g, state: Starting})
+			t := &tail{projection: p, stream: s, gate: g, state: Starting}
+			// Closed until the tail knows where the journal ends: who reads while
+			// Run begins must not be shown what was there before a crash.
+			g.close(t, ErrRebuilding)
+			r.tails = append(r.tails, t)
 		}
 	}
 	return r, nil

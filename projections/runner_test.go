@@ -270,6 +270,32 @@ func TestRunnerFollowsAndResumes(t *testing.T) {
 	})
 }
 
+// Who reads while a process starts must not be shown what the store had before
+// a crash, whichever goroutine comes first.
+func TestRunnerGatesBeforeRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, store, w := newSource("s1", "s2"), &storetest.Memory{}, newWords("words", 'w')
+		r, err := projections.NewRunner(projections.RunnerConfig{Journal: src, Store: store, Projections: []projections.Projection{w}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(w.closed(), projections.ErrRebuilding) {
+			t.Errorf("before Run the gate is %v, want ErrRebuilding", w.closed())
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- r.Run(ctx) }()
+		synctest.Wait()
+		if err := w.closed(); err != nil {
+			t.Errorf("caught up, the gate is %v", err)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
 func TestRunnerGatesUntilCaughtUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		src, store := newSource("s1"), &storetest.Memory{}

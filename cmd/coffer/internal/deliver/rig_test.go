@@ -356,6 +356,12 @@ func (rc *receiver) all() []got {
 	return append([]got(nil), rc.got...)
 }
 
+func (rc *receiver) requests() int {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return len(rc.got)
+}
+
 // counts returns how many of the positions came, and how many requests beyond
 // the first one of each.
 func (rc *receiver) counts(positions []journal.Position) (found, again int) {
