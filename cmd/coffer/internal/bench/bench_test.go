@@ -102,6 +102,42 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestCallbacks takes every step of it: nothing is lost, and nothing comes twice.
+func TestCallbacks(t *testing.T) {
+	o := Options{
+		Name: "callbacks", Dir: t.TempDir(), Rounds: 2, Duration: 20 * time.Millisecond,
+		Deliveries: 30, Past: 60, Endpoints: 20, // fewer than the first that is refused
+	}
+	r, err := Run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Cases) != 3 || r.Deliveries == nil || r.Deliveries.Sent < 60 || r.Deliveries.Lost != 0 || r.Deliveries.Again != 0 || r.Ratio <= 0 {
+		t.Errorf("%+v, %+v", r, r.Deliveries)
+	}
+}
+
+// TestTally counts what a receiver gets, and refuses one in so many once.
+func TestTally(t *testing.T) {
+	var c tally
+	c.refuse(3)
+	for _, body := range []string{`{"number":"3"}`, `{"data":{"number":"9"},"number":"1"}`, `{"number":"3"}`, `{"number":"130"}`, `{"number":"130"}`} {
+		n, ok := numberOf([]byte(body))
+		if !ok {
+			t.Errorf("%s has no number", body)
+		}
+		c.take(n)
+	}
+	if c.count() != 3 || c.again() != 1 {
+		t.Errorf("%d, %d again; want 3, 1", c.count(), c.again())
+	}
+	for _, body := range []string{``, `{}`, `{"number":"x"}`, `{"number":"`} {
+		if n, ok := numberOf([]byte(body)); ok {
+			t.Errorf("%s has the number %d", body, n)
+		}
+	}
+}
+
 func TestUnknown(t *testing.T) {
 	if _, err := Run(t.Context(), Options{Name: "delete"}); !errors.Is(err, ErrUnknown) {
 		t.Errorf("got %v", err)

@@ -48,10 +48,9 @@ type callbacksRig struct {
 	work      sync.WaitGroup
 	serials   atomic.Int64
 
-	first      float64 // the rate at the start
-	heap       float64
-	heapAfter  float64
-	sent, lost int
+	heap, heapAfter   float64
+	past              []Past
+	sent, lost, again int
 }
 
 // serial numbers events anew.

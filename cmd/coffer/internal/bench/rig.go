@@ -42,6 +42,7 @@ type rig struct {
 	app      journal.App
 	users    names
 	groups   names
+	fills    int // how often events were filled in; their ids begin with it
 
 	// The view is there when it was asked for.
 	store   *pebble.Store
@@ -247,6 +248,8 @@ func (r *rig) fill(ctx context.Context, base journal.Event, n int, conversation 
 // fillPlaces is fill; place says who sends the i-th event, too.
 func (r *rig) fillPlaces(ctx context.Context, base journal.Event, n int, place func(i int) (user, conversation string)) error {
 	const batch = 500
+	writer := r.fills
+	r.fills++
 	jobs := make(chan int)
 	failed := make(chan error, 4)
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -258,7 +261,7 @@ func (r *rig) fillPlaces(ctx context.Context, base journal.Event, n int, place f
 				events := make([]journal.Event, 0, batch)
 				for i := from; i < min(from+batch, n); i++ {
 					e := base
-					e.ID = eventID(0, i)
+					e.ID = eventID(writer, i)
 					e.Sender, e.Conversation = place(i)
 					events = append(events, e)
 				}
