@@ -53,7 +53,12 @@ type Cursor interface {
 	// Next moves to the next key and reports whether there is one. It is
 	// false at the end of the range and after an error: Close tells which.
 	Next() bool
-	// Key returns the current key, valid until the next call of Next or
+	// Seek moves to the first key that is not before key, in the cursor's
+	// direction, and reports whether there is one, as Next does. Next goes on
+	// from there. Keys sought in the cursor's direction, one after the other,
+	// cost less than as many look-ups by Get; others are allowed.
+	Seek(key []byte) bool
+	// Key returns the current key, valid until the next call of Next, Seek or
 	// Close. The caller must not change it.
 	Key() []byte
 	// Value returns the current value, as Key does.

@@ -1,6 +1,7 @@
 package history
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -110,9 +111,10 @@ type replay struct {
 	done        bool
 	refused     error // what fn returned
 
-	r     projections.Reader
-	rules moveRules // of r
-	value []byte    // scratch
+	r      projections.Reader
+	rules  moveRules          // of r
+	events projections.Cursor // of r, for a chunk of an index read forward
+	value  []byte             // scratch
 }
 
 // begin narrows the positions by time, and tells a reader that is too far behind.
@@ -289,6 +291,11 @@ func (p *replay) chunk() error {
 	}
 	c := p.cursor(table, p.low, p.high, p.q.Reverse)
 	defer c.Close()
+	p.events = nil
+	if table != tableEvents && !p.q.Reverse {
+		p.events = p.cursor(tableEvents, p.low, p.high, false)
+		defer p.events.Close()
+	}
 	for events, size := 0, 0; c.Next(); events++ {
 		if events == chunkEvents || size >= chunkBytes {
 			return c.Close()
@@ -331,15 +338,9 @@ func (p *replay) give(table byte, pos journal.Position, v []byte) (size int, aga
 		if !p.hasType(journal.Type(v[0])) {
 			return 0, false, nil
 		}
-		var k key
-		var ok bool
-		if p.value, ok, err = p.r.Get(p.value[:0], k.event(p.app, pos)); err != nil {
+		if v, err = p.event(pos); err != nil {
 			return 0, false, err
 		}
-		if !ok {
-			return 0, false, damaged("missing event", 0)
-		}
-		v = p.value
 	}
 	e, err := parseEvent(v)
 	if err != nil {
@@ -367,6 +368,28 @@ func (p *replay) give(table byte, pos journal.Position, v []byte) (size int, aga
 	p.left--
 	p.done = p.left == 0
 	return len(v), false, nil
+}
+
+// event finds the event at a position that an index has named. Forward that is a
+// walk with leaps; backwards, where the store cannot go on from where it stands,
+// it is a look-up.
+func (p *replay) event(pos journal.Position) (v []byte, err error) {
+	var k key
+	want := k.event(p.app, pos)
+	ok := false
+	switch {
+	case p.events == nil:
+		p.value, ok, err = p.r.Get(p.value[:0], want)
+		v = p.value
+	case p.events.Seek(want):
+		ok, v = bytes.Equal(p.events.Key(), want), p.events.Value()
+	default:
+		err = p.events.Close()
+	}
+	if err == nil && !ok {
+		err = damaged("missing event", 0)
+	}
+	return v, err
 }
 
 // skipHidden moves the lower bound to where the first visible event can be,

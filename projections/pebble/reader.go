@@ -76,6 +76,7 @@ type cursor struct {
 	it      *crdb.Iterator
 	owned   bool
 	value   []byte
+	key     []byte // scratch of Seek
 	err     error
 	reverse bool
 	started bool
@@ -121,7 +122,26 @@ func (c *cursor) Next() bool {
 	default:
 		ok = c.it.Next()
 	}
-	c.started = true
+	return c.at(ok)
+}
+
+// Seek is part of [projections.Cursor]. Pebble goes on from where it is when the
+// keys ascend.
+func (c *cursor) Seek(key []byte) bool {
+	switch {
+	case c.it == nil || c.err != nil:
+		return false
+	case c.reverse:
+		c.key = append(append(c.key[:0], key...), 0) // the first key after it
+		return c.at(c.it.SeekLT(c.key))
+	default:
+		return c.at(c.it.SeekGE(key))
+	}
+}
+
+// at takes the iterator's value, if it stands on one.
+func (c *cursor) at(ok bool) bool {
+	c.started, c.done = true, false
 	if !ok {
 		c.end(c.it.Error())
 		return false

@@ -86,7 +86,7 @@ func (m memory) Get(dst, key []byte) ([]byte, bool, error) {
 }
 
 func (m memory) Iterate(from, to []byte, reverse bool) projections.Cursor {
-	c := &memoryCursor{}
+	c := &memoryCursor{reverse: reverse}
 	for k := range m.content {
 		if k >= string(from) && (to == nil || k < string(to)) {
 			c.pairs = append(c.pairs, pair{k, m.content[k]})
@@ -109,8 +109,10 @@ func (m memory) DeleteRange(from, to []byte) {
 }
 
 type memoryCursor struct {
-	pairs []pair
-	at    int
+	pairs   []pair
+	at      int
+	reverse bool
+	closed  bool
 }
 
 func (c *memoryCursor) Next() bool {
@@ -121,10 +123,23 @@ func (c *memoryCursor) Next() bool {
 	return true
 }
 
+func (c *memoryCursor) Seek(key []byte) bool {
+	if c.closed {
+		return false
+	}
+	before := func(p pair) bool { return p.key < string(key) }
+	if c.reverse {
+		before = func(p pair) bool { return p.key > string(key) }
+	}
+	for c.at = 0; c.at < len(c.pairs) && before(c.pairs[c.at]); c.at++ {
+	}
+	return c.Next()
+}
+
 func (c *memoryCursor) Key() []byte   { return []byte(c.pairs[c.at-1].key) }
 func (c *memoryCursor) Value() []byte { return []byte(c.pairs[c.at-1].value) }
 
 func (c *memoryCursor) Close() error {
-	c.at = len(c.pairs)
+	c.at, c.closed = len(c.pairs), true
 	return nil
 }

@@ -27,6 +27,7 @@ func Run(t *testing.T, open func(t *testing.T) projections.Store) {
 		{"OddKeys", testOddKeys},
 		{"LargeValues", testLargeValues},
 		{"Iterate", testIterate},
+		{"Seek", testSeek},
 		{"CursorClose", testCursorClose},
 		{"DeleteRange", testDeleteRange},
 		{"OwnWrites", testOwnWrites},
