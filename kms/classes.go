@@ -55,3 +55,32 @@ func (k *Keyring) Classes(ctx context.Context, app string) ([]string, error) {
 	slices.Sort(classes)
 	return slices.Compact(classes), nil
 }
+
+// An EpochState is what the keyring knows of an epoch of an app.
+type EpochState struct {
+	ID    uint32
+	Class string
+	// Expires is when the last of what it seals has expired; zero for an epoch
+	// that does not end.
+	Expires time.Time
+	// Destroyed is when its key was destroyed; zero while it has one.
+	Destroyed time.Time
+}
+
+// Epochs returns the epochs in the app's row, in the order in which they were
+// made: those that have a key, and those whose key was destroyed within
+// [Config].Tombstones. It calls no provider.
+func (k *Keyring) Epochs(ctx context.Context, app string) ([]EpochState, error) {
+	if err := checkApp(app); err != nil {
+		return nil, err
+	}
+	row, _, err := k.loadRow(ctx, app)
+	if err != nil {
+		return nil, fmt.Errorf("epochs of app %s: %w", app, err)
+	}
+	states := make([]EpochState, 0, len(row.Epochs))
+	for _, e := range row.Epochs {
+		states = append(states, EpochState{ID: e.ID, Class: e.Class, Expires: e.Expires, Destroyed: e.Destroyed})
+	}
+	return states, nil
+}

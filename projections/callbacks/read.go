@@ -32,6 +32,9 @@ type Query struct {
 	Reverse bool
 	// Limit is the number of deliveries, at most; 0 is no limit.
 	Limit int
+	// Oldest hides the deliveries of events that arrived before it: their
+	// retention is over, whatever is still there.
+	Oldest time.Time
 }
 
 // Deliveries calls fn with the selected deliveries in the order of their
@@ -39,6 +42,10 @@ type Query struct {
 func (v *View) Deliveries(ctx context.Context, app journal.AppID, ep journal.EndpointID, q Query, fn func(Delivery) error) error {
 	if q.After == 1<<64-1 {
 		return nil
+	}
+	oldest := int64(0)
+	if !q.Oldest.IsZero() {
+		oldest = q.Oldest.UnixMilli()
 	}
 	return v.view(ctx, func(r projections.Reader) error {
 		var from, to key
@@ -62,7 +69,7 @@ func (v *View) Deliveries(ctx context.Context, app journal.AppID, ep journal.End
 			if err != nil {
 				return err
 			}
-			if q.State != 0 && d.State != q.State {
+			if q.State != 0 && d.State != q.State || d.Arrived < oldest {
 				continue
 			}
 			if err := fn(d); err != nil {

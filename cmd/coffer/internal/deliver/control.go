@@ -77,7 +77,7 @@ func (e *Engine) Requeue(ctx context.Context, ep *endpoints.Endpoint, from time.
 	}
 	now := e.now().UnixMilli()
 	var entries []journal.Attempt
-	err = e.View.Deliveries(ctx, ep.App, ep.ID, callbacks.Query{State: journal.DeliveryParked}, func(d callbacks.Delivery) error {
+	err = e.View.Deliveries(ctx, ep.App, ep.ID, callbacks.Query{State: journal.DeliveryParked, Oldest: e.oldest()}, func(d callbacks.Delivery) error {
 		if len(numbers) > 0 && !wanted[d.Number] || time.UnixMilli(d.Arrived).Before(from) {
 			return nil
 		}
@@ -122,9 +122,14 @@ type Outcome struct {
 	Error, Answer string
 }
 
-// Outcomes returns deliveries of an endpoint with what was said of them.
+// oldest is the arrival of the oldest event whose deliveries are still shown.
+func (e *Engine) oldest() time.Time { return e.now().Add(-e.streams.Retention()) }
+
+// Outcomes returns deliveries of an endpoint with what was said of them. Those
+// whose retention is over are not among them.
 func (e *Engine) Outcomes(ctx context.Context, ep *endpoints.Endpoint, q callbacks.Query) ([]Outcome, error) {
 	var list []Outcome
+	q.Oldest = e.oldest()
 	err := e.View.Deliveries(ctx, ep.App, ep.ID, q, func(d callbacks.Delivery) error {
 		list = append(list, Outcome{Delivery: d})
 		return nil

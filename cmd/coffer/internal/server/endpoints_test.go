@@ -61,7 +61,11 @@ func (h *hooks) serve(w http.ResponseWriter, r *http.Request) {
 	case "endpoint.test":
 		w.WriteHeader(http.StatusAccepted)
 	default:
-		w.WriteHeader(int(h.status.Load()))
+		status := int(h.status.Load())
+		w.WriteHeader(status)
+		if status >= http.StatusBadRequest {
+			_, _ = io.WriteString(w, "not now")
+		}
 		h.events <- event
 	}
 }

@@ -34,6 +34,7 @@ type site struct {
 
 	mu    sync.Mutex
 	shift time.Duration // of the server's clock
+	stood time.Time     // where it stands still, if it does
 
 	url, app, certificate, token, operator string
 	regions                                map[string]map[string]string
@@ -78,6 +79,9 @@ func newSiteWith(t testing.TB, o node.DevOptions) *site {
 func (s *site) now() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.stood.IsZero() {
+		return s.stood
+	}
 	return time.Now().Add(s.shift)
 }
 
@@ -85,6 +89,13 @@ func (s *site) setClock(shift time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shift = shift
+}
+
+// freeze lets the server's clock stand still.
+func (s *site) freeze(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stood = at
 }
 
 func (s *site) start() {
@@ -139,9 +150,11 @@ func (s *site) stop() {
 	s.process = nil
 }
 
-func (s *site) userToken(user string) string {
+func (s *site) userToken(user string) string { return s.userTokenOf(s.app, s.certificate, user) }
+
+func (s *site) userTokenOf(app, certificate, user string) string {
 	s.t.Helper()
-	token, err := auth.Build(auth.Spec{AppID: s.app, Certificate: s.certificate, User: user, Issued: s.now(), Lifetime: time.Hour, Salt: 1})
+	token, err := auth.Build(auth.Spec{AppID: app, Certificate: certificate, User: user, Issued: s.now(), Lifetime: time.Hour, Salt: 1})
 	if err != nil {
 		s.t.Fatal(err)
 	}
