@@ -88,6 +88,10 @@ func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 	audit.Name = AuditStream(j.region.ID)
 	audit.Subjects = []string{"audit.>"}
 	want[audit.Name] = audit
+	monitoring := base
+	monitoring.Name = MonitoringStream(j.region.ID)
+	monitoring.Subjects = []string{"mon.*"}
+	want[monitoring.Name] = monitoring
 	for _, bucket := range []string{RegistryBucket(j.region.ID), KeyringBucket(j.region.ID), ProfileBucket(j.region.ID)} {
 		c := bucketConfig(bucket, j.cfg.Replicas)
 		want[c.Name] = c
