@@ -111,7 +111,7 @@ func (r *audience) open(ctx context.Context, line []byte, tails *sync.WaitGroup)
 	r.next = r.spec.First
 	r.client = &http.Client{Transport: &http.Transport{TLSClientConfig: r.tls}}
 	open := r.eventStream
-	if r.spec.Form == "websocket" {
+	if r.spec.Form == formSocket {
 		open = r.socket
 	}
 	group, groupCtx := errgroup.WithContext(ctx)
@@ -260,9 +260,17 @@ func (r *audience) eventStream(ctx, life context.Context) (func() error, error) 
 	}
 	req.Header.Set("Accept", "text/event-stream")
 	transport := &http.Transport{TLSClientConfig: r.tls, ReadBufferSize: 4 << 10}
+	if r.spec.Form == formHTTP2 {
+		transport.TLSClientConfig, transport.ForceAttemptHTTP2 = r.tls.Clone(), true
+		transport.TLSClientConfig.NextProtos = []string{"h2"}
+	}
 	resp, err := transport.RoundTrip(req) //nolint:bodyclose // closed by the function that is returned
 	if err != nil {
 		return nil, err
+	}
+	if (resp.ProtoMajor == 2) != (r.spec.Form == formHTTP2) {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("open a tail: the protocol is %s", resp.Proto)
 	}
 	in := bufio.NewReaderSize(resp.Body, 4<<10)
 	if _, err := in.ReadSlice('\n'); err != nil || resp.StatusCode != http.StatusOK || ctx.Err() != nil {

@@ -22,7 +22,12 @@ const tailCompared = "%d live tails, each with a TLS connection of its own, and 
 	"idle: what the server's process has for a tail that waits, after a collection of garbage: heap, stacks and the runtime's own structures in use, and resident memory."
 
 // tailForms are the forms in which events are tailed.
-func tailForms() []string { return []string{"sse", "websocket"} }
+func tailForms() []string { return []string{"sse", formHTTP2, formSocket} }
+
+const (
+	formHTTP2  = "sse, http/2"
+	formSocket = "websocket"
+)
 
 // IdleTail is what a tail that waits takes of the server, of which there were
 // Tails.

@@ -287,30 +287,75 @@ func (l *lineSource) recycle(b *sealedBatch) {
 
 // read reads to the present end of the view. A partly filled batch is passed on
 // at the end, and so is one without lines: it says how far was read.
+//
+// The view is read from snapshots, which keep what has been replaced since from
+// being freed. So a reader that takes nothing is not waited for with one open:
+// it is let go, and reading begins anew where it stood.
 func (l *lineSource) read(ctx context.Context, q history.Query) {
 	b, err := l.take(ctx)
 	if err != nil {
 		return
 	}
-	next, err := l.s.history.Replay(ctx, l.who.app, q, func(item history.Item) error {
-		if b.full(item) {
-			l.sealed <- b // never blocks: it has room for every batch
-			var err error
-			if b, err = l.take(ctx); err != nil {
-				return err
+	limit := q.Limit
+	for {
+		next, err := l.s.history.Replay(ctx, l.who.app, q, func(item history.Item) error {
+			if b.full(item) {
+				l.sealed <- b // never blocks: it has room for every batch
+				if b = l.takeSoon(ctx); b == nil {
+					return errStalled
+				}
 			}
+			b.add(item)
+			l.count++
+			return nil
+		})
+		if b == nil {
+			if b, err = l.take(ctx); err != nil {
+				return
+			}
+			q = goOn(q, next, limit, l.count)
+			continue
 		}
-		b.add(item)
-		l.count++
-		return nil
-	})
-	if b == nil {
+		if b.err = err; err == nil {
+			b.scanned, l.next = next, next
+		}
+		l.sealed <- b
 		return
 	}
-	if b.err = err; err == nil {
-		b.scanned, l.next = next, next
+}
+
+// goOn is the query for what follows a position, up to which so many of the limit
+// were read.
+func goOn(q history.Query, next journal.Position, limit, count int) history.Query {
+	if q.Reverse {
+		q.Before = next
+	} else {
+		q.After = next
 	}
-	l.sealed <- b
+	if limit > 0 {
+		q.Limit = limit - count
+	}
+	return q
+}
+
+// errStalled ends a reading whose batches are all on their way.
+var errStalled = errors.New("the reader takes nothing")
+
+// stalledAfter is how long a snapshot is held for a reader that takes nothing, for
+// each batch of those that a snapshot gives: some twenty.
+const stalledAfter = 50 * time.Millisecond
+
+// takeSoon returns an empty batch, or nil when there is none for a while.
+func (l *lineSource) takeSoon(ctx context.Context) *sealedBatch {
+	select {
+	case b := <-l.free:
+		return b
+	default:
+	}
+	ctx, cancel := context.WithTimeout(ctx, stalledAfter)
+	defer cancel()
+	b, _ := l.take(ctx)
+	return b
 }
 
 func (l *lineSource) take(ctx context.Context) (*sealedBatch, error) {
