@@ -21,6 +21,9 @@ const (
 
 	retryPause = 20 * time.Millisecond
 
+	// lingerStep is how often linger looks.
+	lingerStep = 50 * time.Microsecond
+
 	// maxYields bounds gather where writers never stop coming.
 	maxYields = 64
 )
@@ -187,17 +190,36 @@ func (s *stream) close() {
 // run commits whatever has arrived while the last commit was under way.
 func (s *stream) run() {
 	defer s.pub.close()
-	var batch []*entry
+	var (
+		batch []*entry
+		known int           // how many events writers that are about should bring
+		cost  time.Duration // of a commit, averaged
+	)
 	for {
 		s.gather(s.pub.limit())
+		s.linger(min(known, s.pub.limit()), cost)
 		if batch = s.take(batch[:0], s.pub.limit()); len(batch) > 0 {
+			start := time.Now()
 			s.commit(batch)
+			cost = (7*cost + time.Since(start)) / 8
+			known = len(batch) + s.queued()
 			clear(batch)
 			continue
 		}
 		if !s.await() {
 			return
 		}
+	}
+}
+
+// linger waits for writers that are known to be about: after a commit they come
+// back one after the other, and a commit that the first of them get alone makes
+// the others wait for two. It ends when an eighth of them stays away for a
+// quarter of what a commit costs.
+func (s *stream) linger(known int, cost time.Duration) {
+	end := time.Now().Add(min(cost/4, maxPatience))
+	for n := s.queued(); n > 0 && n < known-known/8 && time.Now().Before(end); n = s.queued() {
+		time.Sleep(lingerStep)
 	}
 }
 
