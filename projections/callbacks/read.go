@@ -2,7 +2,6 @@ package callbacks
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -164,96 +163,4 @@ func (v *View) view(ctx context.Context, fn func(projections.Reader) error) erro
 		return fmt.Errorf("callbacks: %w", err)
 	}
 	return nil
-}
-
-// expireBlocks bounds a transaction of Expire.
-const expireBlocks = 64
-
-// Expire removes the deliveries whose retention was over a little before now (a
-// seventy-second of it at most), and returns their number. Its cost is that of what it removes.
-func (v *View) Expire(ctx context.Context, now time.Time) (int, error) {
-	hour := v.hour(now.UnixMilli())
-	for total := 0; ; {
-		if err := v.Ready(); err != nil {
-			return total, err
-		}
-		if err := ctx.Err(); err != nil {
-			return total, err
-		}
-		blocks := 0
-		err := v.store.Update(func(txn projections.Txn) (err error) {
-			n := 0
-			blocks, n, err = v.expire(txn, hour)
-			total += n
-			return err
-		})
-		if err != nil {
-			return total, fmt.Errorf("callbacks: expire: %w", err)
-		}
-		if blocks < expireBlocks {
-			return total, nil
-		}
-	}
-}
-
-type expiryBlock struct {
-	key  []byte
-	lows []byte
-}
-
-func (v *View) expire(txn projections.Txn, hour uint32) (blocks, deliveries int, err error) {
-	to := binary.BigEndian.AppendUint32([]byte{tableExpiry}, hour+1)
-	c := txn.Iterate([]byte{tableExpiry}, to, false)
-	defer c.Close()
-	var due []expiryBlock
-	for len(due) < expireBlocks && c.Next() {
-		if len(c.Key()) != 5+32+8 {
-			return 0, 0, damaged("expiry key", len(c.Key()))
-		}
-		due = append(due, expiryBlock{append([]byte(nil), c.Key()...), append([]byte(nil), c.Value()...)})
-	}
-	if err := c.Close(); err != nil {
-		return 0, 0, err
-	}
-	f := folder{txn: txn, view: v, progress: make(map[endpointKey]*Progress)}
-	for _, b := range due {
-		at := endpointKey{app: journal.AppID(b.key[5:21]), ep: journal.EndpointID(b.key[21:37])}
-		p, err := f.load(at)
-		if err != nil {
-			return 0, 0, err
-		}
-		block := binary.BigEndian.Uint64(b.key[37:])
-		for _, low := range b.lows {
-			removed, err := f.remove(at, p, block*256+uint64(low), hour)
-			if err != nil {
-				return 0, 0, err
-			}
-			if removed {
-				deliveries++
-			}
-		}
-		txn.Delete(b.key)
-	}
-	f.finish()
-	return len(due), deliveries, nil
-}
-
-// remove removes a delivery, unless it was sent again meanwhile.
-func (f *folder) remove(at endpointKey, p *Progress, n uint64, hour uint32) (bool, error) {
-	var k key
-	b := k.endpoint(tableDeliveries, at.app, at.ep).number(n).bytes()
-	v, ok, err := f.txn.Get(nil, b)
-	if err != nil || !ok {
-		return false, err
-	}
-	d, err := parseDelivery(v)
-	if err != nil || f.view.hour(d.Arrived+f.view.retention.Milliseconds())+1 > hour {
-		return false, err
-	}
-	f.txn.Delete(b)
-	*p.count(d.State)--
-	if d.State != journal.DeliveryDone {
-		f.leave(at.app, at.ep, n, &d)
-	}
-	return true, nil
 }

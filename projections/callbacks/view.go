@@ -273,7 +273,7 @@ func (f *folder) leave(app journal.AppID, ep journal.EndpointID, n uint64, old *
 // expires notes when the delivery goes.
 func (f *folder) expires(app journal.AppID, ep journal.EndpointID, e *journal.Attempt) error {
 	var k key
-	b := k.expiry(f.view.hour(e.Arrived+f.view.retention.Milliseconds())+1, app, ep, e.Number/256)
+	b := k.expiry(f.view.hour(e.Arrived+f.view.retention.Milliseconds())+1, app, ep, e.Number/blockSize)
 	lows, ok := f.expiry[string(b)]
 	if !ok {
 		v, _, err := f.txn.Get(nil, b)

@@ -228,3 +228,57 @@ func TestShortRetention(t *testing.T) {
 		t.Errorf("the formats are %v", formats)
 	}
 }
+
+// TestExpireInParts removes a block's deliveries as their hours end, whether they
+// go as a range or one by one, and leaves the one in between that was sent again.
+func TestExpireInParts(t *testing.T) {
+	t.Parallel()
+	f := newFold(t)
+	const numbers, early, late = 1000, 300, 7
+	arrived := time.UnixMilli(1_000_000)
+	hour := func(n uint64) int64 { // three spans: most, then a few, then the rest
+		switch {
+		case n <= early:
+			return 0
+		case n <= early+late:
+			return 2
+		}
+		return 4
+	}
+	for n := uint64(1); n <= numbers; {
+		a := journal.Attempts{Kind: journal.AttemptsOutcomes}
+		for ; n <= numbers && len(a.Entries) < journal.MaxAttempts; n++ {
+			o := outcome(n, journal.DeliveryDone, 0)
+			if n == 150 {
+				o = outcome(n, journal.DeliveryParked, 0)
+			}
+			o.Arrived += hour(n) * time.Hour.Milliseconds()
+			a.Entries = append(a.Entries, o)
+		}
+		f.apply(a)
+	}
+	again := outcome(150, journal.DeliveryDone, 0)
+	again.Arrived += 4 * time.Hour.Milliseconds()
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Entries: []journal.Attempt{again}})
+	left := uint64(numbers)
+	for _, step := range []struct {
+		after time.Duration
+		want  int
+	}{{70, 0}, {74, early - 1}, {74, 0}, {76, late}, {78, numbers - early - late + 1}, {90, 0}} {
+		n, err := f.view.Expire(t.Context(), arrived.Add(step.after*time.Hour))
+		if n != step.want || err != nil {
+			t.Fatalf("%d expired after %d hours, want %d; %v", n, step.after, step.want, err)
+		}
+		left -= uint64(n)
+		listed := uint64(0)
+		if err := f.view.Deliveries(t.Context(), app, endpoint, callbacks.Query{}, func(callbacks.Delivery) error { listed++; return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if p := f.progress(); p.Done != left || listed != left {
+			t.Errorf("after %d hours %d are counted and %d listed, %d should", step.after, p.Done, listed, left)
+		}
+	}
+	if rest := f.dump(); len(rest) != 1 { // how far the endpoint has come
+		t.Errorf("%d keys are left: %v", len(rest), rest)
+	}
+}
