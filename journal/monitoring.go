@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,8 +14,12 @@ func monitoringSubject(app AppID) string { return "mon." + app.String() }
 
 // AppendMonitoring appends a record of monitoring data of an app, as
 // docs/format/monitoring.md has it, and returns when the server has it. It is not
-// synced: monitoring data explains, and nothing is built on it.
+// synced: monitoring data explains, and nothing is built on it. Of an app that was
+// deleted nothing is appended.
 func (j *Journal) AppendMonitoring(ctx context.Context, app AppID, record []byte) error {
+	if _, err := j.App(ctx, app); errors.Is(err, ErrAppDeleted) {
+		return nil // what was counted in the minute in which it was deleted
+	}
 	if _, err := j.js.Publish(ctx, monitoringSubject(app), record, jetstream.WithExpectStream(MonitoringStream(j.region.ID))); err != nil {
 		return fmt.Errorf("append monitoring data: %w", streamError(err))
 	}

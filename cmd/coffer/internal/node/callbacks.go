@@ -50,7 +50,7 @@ func (r *region) openCallbacks() error {
 	d.engine = deliver.New(deliver.Config{
 		Leases:  leases,
 		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Rows: r.rows, Changed: r.runner.Changed,
-		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
+		Transport: meteredTransport{transport, r.meter}, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: r.endpointDisabled, Log: r.log, Now: r.options.now,
 	})
 	r.callbacks = d

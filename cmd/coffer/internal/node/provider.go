@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/monitor"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/kms/awskms"
@@ -57,19 +58,22 @@ func openProvider(ctx context.Context, r config.Region, fresh bool, a *keyAudit,
 // app's key.
 type keyAudit struct {
 	journal atomic.Pointer[journal.Journal]
+	metrics *monitor.Metrics
 }
 
 func (a *keyAudit) observe(ctx context.Context, c kms.Call) {
+	said := "ok"
+	if c.Err != nil {
+		said = outcome(c.Err)
+	}
+	a.metrics.KMS(c, said)
 	j := a.journal.Load()
 	if j == nil || (c.Err == nil && (c.Operation == "describe" || ctx.Value(probing{}) != nil)) {
 		return
 	}
 	entry := journal.AuditEntry{
 		Actor: "process:coffer", Action: "key." + c.Operation, Target: "kek:" + c.Provider + ":" + c.Key,
-		Outcome: "ok", RequestID: c.RequestID,
-	}
-	if c.Err != nil {
-		entry.Outcome = outcome(c.Err)
+		Outcome: said, RequestID: c.RequestID,
 	}
 	j.AuditLater(entry)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/monitor"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
@@ -71,6 +72,9 @@ type region struct {
 	profiles  *profiles.Store
 	shelf     *journal.Rows // of profiles
 
+	metrics *monitor.Metrics
+	meter   *monitor.Meter
+
 	callbacks *deliveries
 	mover     *journal.Mover
 	moved     chan struct{} // of capacity 1: a plan change is done
@@ -114,7 +118,8 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 	if err := r.listenCompat(ctx, o.connections); err != nil {
 		return r, err
 	}
-	r.audit = &keyAudit{}
+	r.metrics = monitor.NewMetrics(r.config.ID, o.log)
+	r.audit = &keyAudit{metrics: r.metrics}
 	if r.provider, err = openProvider(ctx, o.region, fresh, r.audit, o.log); err != nil {
 		return r, err
 	}
@@ -193,6 +198,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.meter = monitor.NewMeter(r.journal, r.metrics, r.log, r.options.now)
 	r.runner, err = projections.NewRunner(projections.RunnerConfig{
 		Journal: r.journal, Store: r.store, Projections: []projections.Projection{r.view, r.roaming}, Log: r.log,
 	})
@@ -230,7 +236,8 @@ func (r *region) openJournal(ctx context.Context) error {
 func (r *region) run(ctx context.Context) error {
 	limits := r.options.config.Limits
 	r.server = server.New(server.Options{
-		Mover:  r.mover,
+		Mover: r.mover,
+		Meter: r.meter, Metrics: r.metrics,
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
 		Exports: r.exports, Callbacks: r.callbacks.engine,
 		Deletions: r.deletions, Profiles: r.profiles,
@@ -261,6 +268,7 @@ func (r *region) run(ctx context.Context) error {
 		}
 	})
 	views.Go(func() { r.clean(ctx) })
+	views.Go(func() { r.meter.Run(ctx, r.options.every(time.Minute)) })
 	views.Go(func() { r.deliver(ctx) })
 	views.Go(func() { r.sweepShelves(ctx) })
 	views.Go(func() { r.deletions.Run(ctx) })

@@ -22,6 +22,7 @@ func (r *region) openDeletions(js jetstream.JetStream, syncer journal.Syncer) {
 		Journal: r.journal, Accounts: r.accounts, Rows: r.rows, Views: r.runner, Log: r.log, Now: r.options.now,
 		Steps: []deletion.Step{
 			{Name: "profiles", Do: r.profiles.DeleteApp, Count: r.profiles.CountApp},
+			{Name: "monitoring", Do: r.journal.DeleteMonitoring, Count: r.journal.CountMonitoring},
 			{Name: "attachments", Do: r.attached.DeleteApp, Count: r.attached.CountApp},
 		},
 	})

@@ -161,9 +161,14 @@ func (s *Server) appendAll(c *call, texts [][]byte, key string, batch bool) ([]o
 	if err != nil {
 		return nil, err
 	}
+	appended := 0
 	for n, result := range results {
+		if result.Err == nil && !result.Duplicate {
+			appended++
+		}
 		outcomes[places[n]] = s.outcomeOf(c, events[n], result)
 	}
+	s.meter.Appended(c.app.ID, appended)
 	return outcomes, nil
 }
 

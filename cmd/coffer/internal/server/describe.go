@@ -429,6 +429,7 @@ func (s *Server) descriptions() map[string]description {
 	s.describeCallbacks(all)
 	s.describeErasures(all)
 	s.describeResidency(all)
+	s.describeMetrics(all)
 	return all
 }
 

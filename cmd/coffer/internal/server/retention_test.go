@@ -285,6 +285,13 @@ func TestRetentionTable(t *testing.T) {
 	r.stored = time.Now()
 
 	at := func(end time.Time, d time.Duration) { r.freeze(end.Add(d)) }
+	first := `"until":"` + r.start.UTC().Format("2006-01-02T15:04:05")
+	monitored := func(a *planApp) bool {
+		t.Helper()
+		return strings.Contains(string(r.as(a, "GET", "/metrics?limit=1440", "", 200).body), first)
+	}
+	r.until("monitoring data is there", func() bool { return monitored(r.apps["basic"]) })
+	counted := time.Now()
 	attachment := func(a *planApp, status int) {
 		t.Helper()
 		r.as(a, "GET", "/attachments/pic", "", status)
@@ -316,9 +323,16 @@ func TestRetentionTable(t *testing.T) {
 			for _, b := range r.apps {
 				attachment(b, 200)
 			}
+			if !monitored(a) {
+				t.Error("monitoring data went before its end")
+			}
 			at(r.start, 7*shortDay)
 			for _, b := range r.apps {
 				attachment(b, 404)
+			}
+			at(counted, 7*shortDay+time.Millisecond)
+			if monitored(a) {
+				t.Error("monitoring data is shown after its end")
 			}
 		}
 		at(r.start, life-time.Millisecond)

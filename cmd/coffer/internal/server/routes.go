@@ -128,7 +128,7 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/audit", who: operator, query: []string{"from"}, handle: (*Server).auditLog},
 		{method: "GET", path: "/v1/admin/audit/head", who: operator, handle: (*Server).auditHead},
 	}
-	return slices.Concat(table, s.exportRoutes(), s.erasureRoutes(), s.residencyRoutes())
+	return slices.Concat(table, s.exportRoutes(), s.erasureRoutes(), s.residencyRoutes(), s.metricsRoutes())
 }
 
 // ofApp reports whether the path is below one app, whose token it then needs.

@@ -24,6 +24,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/monitor"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/residency"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
@@ -116,6 +117,11 @@ type Options struct {
 	// Residency says where the region's data lies.
 	Residency func(ctx context.Context) (residency.Manifest, error)
 
+	// Meter counts what is served; nil counts nothing. Metrics are what /metrics
+	// gives.
+	Meter   *monitor.Meter
+	Metrics *monitor.Metrics
+
 	// Elsewhere names the other regions, by their number.
 	Elsewhere map[byte]Place
 	// Ready says what is wrong at present; nil means nothing ever is.
@@ -151,6 +157,9 @@ type Server struct {
 
 	mover *journal.Mover
 
+	meter   *monitor.Meter
+	metrics *monitor.Metrics
+
 	document func() ([]byte, error) // OpenAPI, made at the first request for it
 
 	table   []route
@@ -184,6 +193,7 @@ func New(o Options) *Server {
 		stopping: make(chan struct{}),
 	}
 	s.mover = o.Mover
+	s.meter, s.metrics = o.Meter, o.Metrics
 	s.residency = o.Residency
 	s.deletions, s.profiles = o.Deletions, o.Profiles
 	if s.log == nil {
@@ -252,6 +262,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // c.r.Context() throughout.
 func (s *Server) answer(c *call, serve func(*call) error) {
 	started := s.now()
+	defer func() { s.measure(c, started) }()
 	h := c.w.Header()
 	h.Set("X-Request-Id", c.id)
 	h.Set("X-Content-Type-Options", "nosniff")
