@@ -183,36 +183,30 @@ func (g *generator) draw(rt *rapid.T) (spec, journal.Sealed) {
 	return s, sealed
 }
 
+// TestModel compares the view with a model: random messages, edits, recalls,
+// receipts, events that are there twice, restarts and a rebuild.
 func TestModel(t *testing.T) {
 	maker := newMaker(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		dir := filepath.Join(t.TempDir(), "views")
 		store := openStore(t, dir)
-		view := newView(t, store)
-		defer func() { _ = store.Close() }()
-		g, m := &generator{maker: maker}, &model{}
-		for range rapid.IntRange(1, 8).Draw(rt, "batches") {
-			var batch []journal.Sealed
-			for range rapid.IntRange(0, 25).Draw(rt, "batch") {
-				s, sealed := g.draw(rt)
-				m.apply(s, sealed)
-				batch = append(batch, sealed)
+		var fresh []*pebble.Store
+		defer func() {
+			for _, s := range append(fresh, store) {
+				_ = s.Close()
 			}
-			apply(t, view, batch...)
-			if pick(rt, "restart", false, false, false, true) {
-				if err := store.Close(); err != nil {
-					rt.Fatal(err)
-				}
-				store = openStore(t, dir)
-				view = newView(t, store)
+		}()
+		checkSequence(t, rt, maker, store, func() projections.Store {
+			if err := store.Close(); err != nil {
+				rt.Fatal(err)
 			}
-			for range 4 {
-				checkReplay(rt, view, m, g)
-			}
-			checkPages(rt, view, m)
-			checkLookup(rt, view, m, g)
-		}
-		checkRebuilt(t, rt, store, g)
+			store = openStore(t, dir)
+			return store
+		}, func() projections.Store {
+			s := openStore(t, filepath.Join(t.TempDir(), "rebuilt"))
+			fresh = append(fresh, s)
+			return s
+		})
 	})
 }
 
@@ -447,9 +441,7 @@ func checkLookup(rt *rapid.T, v *View, m *model, g *generator) {
 
 // checkRebuilt applies the same journal to an empty store, split differently,
 // and compares the stores byte by byte.
-func checkRebuilt(t *testing.T, rt *rapid.T, store *pebble.Store, g *generator) {
-	fresh := openStore(t, filepath.Join(t.TempDir(), "rebuilt"))
-	defer func() { _ = fresh.Close() }()
+func checkRebuilt(t *testing.T, rt *rapid.T, store, fresh projections.Store, g *generator) {
 	v := newView(t, fresh)
 	for rest := g.sealed; len(rest) > 0; {
 		n := rapid.IntRange(1, len(rest)).Draw(rt, "split")
