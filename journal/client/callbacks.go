@@ -32,6 +32,8 @@ type Endpoint struct {
 	Batch         int       `json:"batch"`
 	// Secret is told once, when the endpoint is made or its secret rotated.
 	Secret string `json:"secret,omitempty"`
+	// AgoraSecret is told once too, when it is given or made.
+	AgoraSecret string `json:"agora_secret,omitempty"`
 	// Progress is how far it has come; nil in answers that do not say.
 	Progress *EndpointProgress `json:"progress,omitempty"`
 	// Verification is what became of the verification request; nil in answers to
@@ -76,6 +78,10 @@ type EndpointSpec struct {
 	Secret string `json:"secret,omitempty"`
 	// Encryption is the public key of sealed bodies, a JWK.
 	Encryption string `json:"encryption,omitempty"`
+	// AgoraAppKey and AgoraSecret are of the mode agora; the server makes what is
+	// empty.
+	AgoraAppKey string `json:"agora_appkey,omitempty"`
+	AgoraSecret string `json:"agora_secret,omitempty"`
 }
 
 // Delivery is an event for an endpoint, and what became of its last attempt.

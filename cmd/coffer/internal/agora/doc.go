@@ -30,6 +30,8 @@
 // what the form cannot say; Parse gives the same event back
 // (docs/format/export.md).
 //
+// [AppendCallback] writes an event as the body of a post-send callback.
+//
 // # Limits
 //
 // A receipt, a recall and an edit do not always say whether they are about a

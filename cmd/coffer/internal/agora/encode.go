@@ -68,6 +68,14 @@ func AppendLine(dst []byte, e journal.Event) (line []byte, ok bool) {
 	if e.Type == journal.MessageRecalled {
 		line = append(append(line, `,"recall_id":`...), quoted(e.Target)...)
 	}
+	payload, rest := split(payloadOf(e, to), e)
+	line = append(append(line, `,"payload":`...), payload...)
+	line = append(append(line, `},"`+own+`":`...), rest...)
+	return append(line, '}'), true
+}
+
+// payloadOf is the beginning of an event's payload.
+func payloadOf(e journal.Event, to string) []byte {
 	payload := appendMember([]byte{'{'}, "from", quoted(e.Sender))
 	payload = appendMember(payload, "to", quoted(to))
 	switch {
@@ -77,10 +85,7 @@ func AppendLine(dst []byte, e journal.Event) (line []byte, ok bool) {
 	default:
 		payload = appendMember(payload, "ack_message_id", quoted(e.Target))
 	}
-	payload, rest := split(payload, e)
-	line = append(append(line, `,"payload":`...), payload...)
-	line = append(append(line, `},"`+own+`":`...), rest...)
-	return append(line, '}'), true
+	return payload
 }
 
 // split puts bodies and ext into the payload and everything else into the member

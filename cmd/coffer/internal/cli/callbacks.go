@@ -68,7 +68,7 @@ func (c *endpointsListCmd) Run(r *runner) error {
 
 type endpointsCreateCmd struct {
 	URL          string   `arg:"" help:"https://HOST[:PORT]/PATH."`
-	Mode         string   `default:"thin" enum:"thin,full" help:"thin: ids and positions; full: the event."`
+	Mode         string   `default:"thin" enum:"thin,full,agora" help:"thin: ids and positions; full: the event; agora: the event as Agora Chat's callbacks have it."`
 	Type         []string `placeholder:"TYPE" help:"Only events of these types."`
 	Conversation []string `placeholder:"ID" help:"Only events of these conversations."`
 	User         []string `placeholder:"ID" help:"Only events of or to these users."`

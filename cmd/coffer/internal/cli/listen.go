@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ import (
 
 type listenCmd struct {
 	Register     bool          `help:"Make an endpoint for as long as this runs."`
-	Mode         string        `default:"thin" enum:"thin,full,sealed" help:"With --register: ${enum}. The key of sealed bodies is made for the occasion, unless --key-file names one."`
+	Mode         string        `default:"thin" enum:"thin,full,sealed,agora" help:"With --register: ${enum}. The key of sealed bodies is made for the occasion, unless --key-file names one."`
 	Type         []string      `placeholder:"TYPE" help:"With --register: only events of these types."`
 	Conversation []string      `placeholder:"ID" help:"With --register: only events of these conversations."`
 	User         []string      `placeholder:"ID" help:"With --register: only events of or to these users."`
@@ -44,7 +45,7 @@ type listenCmd struct {
 
 func (*listenCmd) Help() string {
 	return `Each request becomes a line of JSON on standard output; on a terminal, a line for people. What is not signed by the
-secret is answered with 401. Verifications of endpoints are answered whatever --status and --delay say.
+secret is answered with 401; the member security of bodies of the mode agora is checked with COFFER_AGORA_SECRET. Verifications of endpoints are answered whatever --status and --delay say.
 
 With --register the server of COFFER_URL is told to send here and, at the end, no longer to. A development server
 does so only when it may call this machine:
@@ -129,6 +130,7 @@ func (c *listenCmd) keys(r *runner, o *listen.Options, spec *client.EndpointSpec
 		}
 		o.Secrets = append(o.Secrets, s)
 	}
+	o.AgoraSecret = r.env("COFFER_AGORA_SECRET")
 	if c.KeyFile != "" {
 		key, err := auth.ReadSecretText(c.KeyFile)
 		if err != nil {
@@ -150,6 +152,12 @@ func (c *listenCmd) keys(r *runner, o *listen.Options, spec *client.EndpointSpec
 		o.Secrets = []*webhook.Secret{made}
 	}
 	spec.Secret = o.Secrets[0].Reveal()
+	if c.Mode == "agora" {
+		if o.AgoraSecret == "" {
+			o.AgoraSecret = rand.Text()
+		}
+		spec.AgoraSecret = o.AgoraSecret
+	}
 	if c.Mode != "sealed" {
 		return nil
 	}

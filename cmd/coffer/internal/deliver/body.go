@@ -16,6 +16,7 @@ import (
 
 const (
 	typeEvent      = "application/cloudevents+json; charset=utf-8"
+	typeJSON       = "application/json; charset=utf-8"
 	typeEventBatch = "application/cloudevents-batch+json; charset=utf-8"
 
 	timeLayout = "2006-01-02T15:04:05.000Z07:00"
@@ -63,6 +64,9 @@ func events(dst []byte, h http.Header, e *endpoints.Endpoint, messages []Message
 		encode = appendThin
 	case endpoints.Full, endpoints.Sealed:
 		encode = appendFull
+	case endpoints.Agora:
+		h.Set("Content-Type", typeJSON)
+		return appendAgora(dst, e, &messages[0])
 	default:
 		return dst, fmt.Errorf("endpoint %s: bodies of the mode %q cannot be made", e.IDText(), e.Mode)
 	}

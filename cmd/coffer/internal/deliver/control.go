@@ -71,23 +71,36 @@ func (e *Engine) Requeue(ctx context.Context, ep *endpoints.Endpoint, from time.
 	for _, n := range numbers {
 		wanted[n] = true
 	}
+	return e.requeue(ctx, ep, []journal.DeliveryState{journal.DeliveryParked}, func(d *callbacks.Delivery) bool {
+		return (len(numbers) == 0 || wanted[d.Number]) && !time.UnixMilli(d.Arrived).Before(from)
+	})
+}
+
+// requeue has deliveries of some states sent at once: parked ones from the
+// beginning, those that wait before they are due.
+func (e *Engine) requeue(ctx context.Context, ep *endpoints.Endpoint, states []journal.DeliveryState, match func(*callbacks.Delivery) bool) (int, error) {
 	p, err := e.View.Progress(ctx, ep.App, ep.ID)
 	if err != nil {
 		return 0, err
 	}
 	now := e.now().UnixMilli()
 	var entries []journal.Attempt
-	err = e.View.Deliveries(ctx, ep.App, ep.ID, callbacks.Query{State: journal.DeliveryParked, Oldest: e.oldest()}, func(d callbacks.Delivery) error {
-		if len(numbers) > 0 && !wanted[d.Number] || time.UnixMilli(d.Arrived).Before(from) {
+	for _, state := range states {
+		err = e.View.Deliveries(ctx, ep.App, ep.ID, callbacks.Query{State: state, Oldest: e.oldest()}, func(d callbacks.Delivery) error {
+			if !match(&d) {
+				return nil
+			}
+			entry := d.Attempt
+			entry.State, entry.Due = journal.DeliveryWaiting, now
+			if state == journal.DeliveryParked {
+				entry.Cause, entry.Arrived, entry.Attempts = journal.CauseNone, now, 0
+			}
+			entries = append(entries, entry)
 			return nil
+		})
+		if err != nil {
+			return 0, err
 		}
-		entry := d.Attempt
-		entry.State, entry.Cause, entry.Due, entry.Arrived, entry.Attempts = journal.DeliveryWaiting, journal.CauseNone, now, now, 0
-		entries = append(entries, entry)
-		return nil
-	})
-	if err != nil {
-		return 0, err
 	}
 	if len(entries) == 0 {
 		return 0, ErrNoDelivery

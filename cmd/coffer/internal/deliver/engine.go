@@ -108,6 +108,7 @@ func New(cfg Config) *Engine {
 // Run delivers until ctx ends. It returns when every worker has ended.
 func (e *Engine) Run(ctx context.Context) {
 	var work sync.WaitGroup
+	defer e.forgetAll()
 	defer e.side.Wait()
 	defer work.Wait()
 	var changes <-chan endpoints.Ref
@@ -142,6 +143,15 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 			e.start(ctx, &work, ref)
 		}
+	}
+}
+
+// forgetAll drops the connections to all endpoints.
+func (e *Engine) forgetAll() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for ref := range e.running {
+		e.Transport.Forget(ref.ID)
 	}
 }
 

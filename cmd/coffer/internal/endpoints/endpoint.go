@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/agora"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 )
@@ -55,6 +56,7 @@ const (
 	Thin   Mode = "thin"   // ids and positions; the default
 	Full   Mode = "full"   // the event
 	Sealed Mode = "sealed" // the event as a JWE for the endpoint's key
+	Agora  Mode = "agora"  // the event in the form of Agora Chat's post-send callbacks
 )
 
 // State is whether an endpoint gets anything.
@@ -122,10 +124,18 @@ type Private struct {
 	// Certificate and CertificateKey are what Coffer shows in mutual TLS, PEM.
 	Certificate    string `json:"certificate,omitzero"`
 	CertificateKey Key    `json:"certificate_key,omitzero"`
+	// Agora is what bodies of that mode need.
+	Agora AgoraSettings `json:"agora,omitzero"`
 	// Conversations and Users are the filters as they were given; Endpoint has
 	// their tags.
 	Conversations []string `json:"conversations,omitempty"`
 	Users         []string `json:"users,omitempty"`
+}
+
+// AgoraSettings is what the mode agora signs its bodies with, in its own way.
+type AgoraSettings struct {
+	AppKey string `json:"appkey,omitzero"` // begins each callId
+	Secret Key    `json:"secret,omitzero"`
 }
 
 // An Endpoint is where an app's events are sent.
@@ -200,8 +210,8 @@ func (e *Endpoint) check() error {
 		return &SettingError{"/url", fmt.Sprintf("it has 1 to %d bytes", MaxURL)}
 	case len(e.Description) > 200 || !utf8.ValidString(e.Description) || strings.ContainsFunc(e.Description, func(r rune) bool { return r < 0x20 || r == 0x7f }):
 		return &SettingError{"/description", "it is UTF-8 of at most 200 bytes without control characters"}
-	case !slices.Contains([]Mode{Thin, Full, Sealed}, e.Mode):
-		return &SettingError{"/mode", "it is thin, full or sealed"}
+	case !slices.Contains([]Mode{Thin, Full, Sealed, Agora}, e.Mode):
+		return &SettingError{"/mode", "it is thin, full, sealed or agora"}
 	case e.Mode == Sealed && e.Encryption == "":
 		return &SettingError{"/encryption", "sealed bodies need a public key"}
 	case e.Rate < 0 || e.Rate > MaxRate:
@@ -215,7 +225,37 @@ func (e *Endpoint) check() error {
 	case (e.Certificate == "") != (e.CertificateKey == ""):
 		return &SettingError{"/certificate_key", "a certificate and its key go together"}
 	}
+	if e.Mode == Agora {
+		if err := e.checkAgora(); err != nil {
+			return err
+		}
+	}
 	return e.checkHeaders()
+}
+
+// checkAgora refuses what that mode has no form for. An endpoint of it that names
+// no types gets those that have one.
+func (e *Endpoint) checkAgora() error {
+	printable := func(s string, most int) bool {
+		return s != "" && len(s) <= most && !strings.ContainsFunc(s, func(r rune) bool { return r <= 0x20 || r >= 0x7f })
+	}
+	if len(e.Types) == 0 {
+		e.Types = agora.Types()
+	}
+	switch {
+	case e.Batch > 1:
+		return &SettingError{"/batch", "a request of the mode agora carries one event"}
+	case !printable(e.Agora.AppKey, 128):
+		return &SettingError{"/agora_appkey", "the mode agora has one: 1 to 128 printable characters of ASCII"}
+	case !printable(string(e.Agora.Secret), 128):
+		return &SettingError{"/agora_secret", "the mode agora has one: 1 to 128 printable characters of ASCII"}
+	}
+	for _, t := range e.Types {
+		if !slices.Contains(agora.Types(), t) {
+			return &SettingError{"/types", "the mode agora has no form for " + t.String()}
+		}
+	}
+	return nil
 }
 
 func (e *Endpoint) checkHeaders() error {

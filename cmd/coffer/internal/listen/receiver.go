@@ -2,6 +2,7 @@ package listen
 
 import (
 	"bytes"
+	"crypto/subtle"
 	"io"
 	"net/http"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/agora"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 )
 
@@ -24,6 +26,9 @@ type Options struct {
 	Secrets []*webhook.Secret
 	// Key opens sealed bodies.
 	Key *webhook.PrivateKey
+	// AgoraSecret is what the member security of bodies in the form of Agora's
+	// callbacks is checked with; empty: it is not looked at.
+	AgoraSecret string
 	// Status is what events are answered with; 0 means 204.
 	Status int
 	// Delay is how long the answer to an event takes.
@@ -51,6 +56,9 @@ type Received struct {
 	Time      time.Time `json:"received"`
 	ID        string    `json:"webhook_id"`
 	Signature Signature `json:"signature"`
+	// Security is the same for the member of that name in Agora's form; empty when
+	// there is none.
+	Security Signature `json:"security,omitzero"`
 	// Status is what is answered.
 	Status int `json:"status"`
 	// Sealed says that the body was encrypted.
@@ -153,6 +161,9 @@ func (r *Receiver) look(h http.Header, body []byte) (Received, []byte) {
 		return got, nil
 	}
 	var challenge []byte
+	if got.Security = r.security(value); got.Security == Invalid {
+		got.Status, got.Error = http.StatusUnauthorized, "security is not that of the secret"
+	}
 	if got.Type, challenge = kindOf(value); challenge != nil && got.Signature != Invalid {
 		got.Status = http.StatusOK
 	}
@@ -186,6 +197,26 @@ func kindOf(body jsontext.Value) (kind string, challenge []byte) {
 		event.Type = event.EventType
 	}
 	return event.Type, nil
+}
+
+// security judges a body in the form of Agora's callbacks.
+func (r *Receiver) security(body jsontext.Value) Signature {
+	var call struct {
+		ID       string `json:"callId"`
+		Millis   int64  `json:"timestamp"`
+		Security string `json:"security"`
+	}
+	if body.Kind() != '{' || json.Unmarshal(body, &call) != nil || call.ID == "" {
+		return ""
+	}
+	if r.o.AgoraSecret == "" {
+		return Unchecked
+	}
+	want, err := agora.Security(call.ID, r.o.AgoraSecret, call.Millis)
+	if err != nil || subtle.ConstantTimeCompare([]byte(want), []byte(call.Security)) != 1 {
+		return Invalid
+	}
+	return Valid
 }
 
 func (r *Receiver) verify(h http.Header, body []byte) Signature {

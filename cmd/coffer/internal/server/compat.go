@@ -70,6 +70,8 @@ func (p *Compat) routes() []route {
 		},
 		{method: "POST", path: base + "/messages/msg_recall", who: appBackend, bodies: bodies, limit: maxCompatBody, handle: p.recall},
 		{method: "POST", path: base + "/messages/recall", who: appBackend, bodies: bodies, limit: maxCompatBody, handle: p.recall},
+		{method: "GET", path: base + "/callbacks/storage/info", who: appBackend, handle: p.storageInfo},
+		{method: "POST", path: base + "/callbacks/storage/retry", who: appBackend, bodies: bodies, limit: maxCompatBody, handle: p.storageRetry},
 		{method: "POST", path: base + "/rest/message/roaming/chat/user/{user}", who: appBackend, bodies: bodies, limit: maxCompatBody, handle: p.roamChat},
 		{method: "POST", path: base + "/rest/message/roaming/group/user/{user}", who: appBackend, bodies: bodies, limit: maxCompatBody, handle: p.roamGroup},
 	}

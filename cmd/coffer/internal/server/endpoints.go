@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"maps"
 	"net/http"
@@ -35,6 +36,8 @@ type endpointView struct {
 	Headers       []string          `json:"headers,omitempty" doc:"names; the values are not given back"`
 	Encryption    string            `json:"encryption,omitempty" doc:"the public key, as a JWK"`
 	MutualTLS     bool              `json:"mutual_tls"`
+	AgoraAppKey   string            `json:"agora_appkey,omitempty" doc:"of the mode agora"`
+	AgoraSecret   string            `json:"agora_secret,omitempty" doc:"this once: of the mode agora, what its security is made with"`
 	Secrets       []secretView      `json:"secrets"`
 	Secret        string            `json:"secret,omitempty" doc:"this once: what signatures are verified with"`
 	Progress      *endpointProgress `json:"progress,omitempty"`
@@ -89,7 +92,7 @@ func viewEndpoint(e *endpoints.Endpoint) endpointView {
 		Since: e.Since.UTC().Format(timeLayout), Created: e.Created.UTC().Format(timeLayout), Mode: e.Mode,
 		Conversations: e.Conversations, Users: e.Users, Ordered: e.Ordered, Rate: e.Rate,
 		Concurrency: e.Concurrency, Batch: max(e.Batch, 1), Headers: slices.Sorted(maps.Keys(e.Headers)),
-		Encryption: e.Encryption, MutualTLS: e.Certificate != "", Secrets: []secretView{},
+		Encryption: e.Encryption, MutualTLS: e.Certificate != "", AgoraAppKey: e.Agora.AppKey, Secrets: []secretView{},
 	}
 	if v.Concurrency == 0 {
 		v.Concurrency = endpoints.DefaultConcurrency
@@ -129,7 +132,7 @@ type endpointBody struct {
 	URL            *string            `json:"url,omitzero" doc:"https://HOST[:PORT]/PATH"`
 	Description    *string            `json:"description,omitzero"`
 	State          *string            `json:"state,omitzero" doc:"enabled or disabled; enabled repeats a verification that has failed"`
-	Mode           *endpoints.Mode    `json:"mode,omitzero" doc:"thin, full or sealed"`
+	Mode           *endpoints.Mode    `json:"mode,omitzero" doc:"thin, full, sealed or agora"`
 	Types          *[]string          `json:"types,omitzero"`
 	Conversations  *[]string          `json:"conversations,omitzero"`
 	Users          *[]string          `json:"users,omitzero"`
@@ -141,6 +144,8 @@ type endpointBody struct {
 	Encryption     *string            `json:"encryption,omitzero" doc:"a public JWK, as text"`
 	Certificate    *string            `json:"certificate,omitzero" doc:"PEM, for mutual TLS"`
 	CertificateKey *string            `json:"certificate_key,omitzero" doc:"PEM"`
+	AgoraAppKey    *string            `json:"agora_appkey,omitzero" doc:"of the mode agora: what each callId begins with; ACCOUNT#APP without"`
+	AgoraSecret    *string            `json:"agora_secret,omitzero" doc:"of the mode agora: what its security is made with; a new one without"`
 }
 
 type createEndpointBody struct {
@@ -185,6 +190,8 @@ func (b *endpointBody) apply(s *Server, e *endpoints.Endpoint) error {
 	set(&e.Headers, b.Headers)
 	set(&e.Certificate, b.Certificate)
 	set((*string)(&e.CertificateKey), b.CertificateKey)
+	set(&e.Agora.AppKey, b.AgoraAppKey)
+	set((*string)(&e.Agora.Secret), b.AgoraSecret)
 	if b.Encryption != nil {
 		if *b.Encryption != "" {
 			if _, err := webhook.ParseRecipient([]byte(*b.Encryption)); err != nil {
@@ -194,6 +201,19 @@ func (b *endpointBody) apply(s *Server, e *endpoints.Endpoint) error {
 		e.Encryption = *b.Encryption
 	}
 	return nil
+}
+
+// fillAgora gives an endpoint of the mode agora what its caller left out.
+func fillAgora(c *call, e *endpoints.Endpoint) {
+	if e.Mode != endpoints.Agora {
+		return
+	}
+	if e.Agora.AppKey == "" {
+		e.Agora.AppKey = c.app.Account + "#" + c.app.ID.String()
+	}
+	if e.Agora.Secret == "" {
+		e.Agora.Secret = endpoints.Key(rand.Text())
+	}
 }
 
 // endpointOf loads the endpoint that the path names.
@@ -250,6 +270,7 @@ func (s *Server) createEndpoint(c *call) error {
 	if err := in.apply(s, &e); err != nil {
 		return err
 	}
+	fillAgora(c, &e)
 	secret, err := in.secret(s.now())
 	if err != nil {
 		return err
@@ -266,7 +287,7 @@ func (s *Server) createEndpoint(c *call) error {
 		return err
 	}
 	v := viewEndpoint(&e)
-	v.Secret, v.Answer = reveal(secret), viewAnswer(answer)
+	v.Secret, v.AgoraSecret, v.Answer = reveal(secret), string(e.Agora.Secret), viewAnswer(answer)
 	v.Answer.Delivered = verified
 	c.w.Header().Set("Location", "/v1/apps/"+c.app.ID.String()+"/endpoints/"+v.ID)
 	return s.writeJSON(c, http.StatusCreated, v)
@@ -342,11 +363,12 @@ func (s *Server) changeEndpoint(c *call) error {
 		return err
 	}
 	ctx := c.r.Context()
-	url := e.URL
+	url, agoraSecret := e.URL, e.Agora.Secret
 	e, err = s.callbacks.Endpoints.Change(ctx, e.App, e.ID, func(e *endpoints.Endpoint) error {
 		if err := in.apply(s, e); err != nil {
 			return err
 		}
+		fillAgora(c, e)
 		return in.applyState(e, e.URL != url)
 	})
 	if err != nil {
@@ -363,6 +385,9 @@ func (s *Server) changeEndpoint(c *call) error {
 	}
 	v := viewEndpoint(&e)
 	v.Answer = answer
+	if e.Agora.Secret != agoraSecret {
+		v.AgoraSecret = string(e.Agora.Secret)
+	}
 	return s.writeJSON(c, http.StatusOK, v)
 }
 
