@@ -220,9 +220,23 @@ func TestShortRetention(t *testing.T) {
 		if n, err := f.view.Expire(t.Context(), arrived.Add(retention-time.Millisecond)); n != 0 || err != nil {
 			t.Errorf("kept %s: %d expired before the end, %v", retention, n, err)
 		}
-		if n, err := f.view.Expire(t.Context(), arrived.Add(retention+max(retention/36, 2*time.Second))); n != 1 || err != nil {
+		end := arrived.Add(retention + max(retention/36, 2*time.Second))
+		if d, err := f.view.Depth(t.Context(), end.Add(time.Hour)); err != nil || d.Overdue < time.Hour || d.Waiting != 0 {
+			t.Errorf("kept %s: before the sweep %+v, %v", retention, d, err)
+		}
+		if n, err := f.view.Expire(t.Context(), end); n != 1 || err != nil {
 			t.Errorf("kept %s: %d expired after the end, %v", retention, n, err)
 		}
+	}
+	f := newFold(t)
+	f.apply(journal.Attempts{Kind: journal.AttemptsOutcomes, Entries: []journal.Attempt{
+		outcome(1, journal.DeliveryWaiting, 2_000_000), outcome(2, journal.DeliveryWaiting, 1_500_000), outcome(3, journal.DeliveryParked, 0),
+	}})
+	if d, err := f.view.Depth(t.Context(), time.UnixMilli(1_600_000)); err != nil || d.Waiting != 2 || d.Parked != 1 || d.OldestDue.UnixMilli() != 1_500_000 {
+		t.Errorf("what there is to deliver: %+v, %v", d, err)
+	}
+	if d, err := f.view.Depth(t.Context(), time.UnixMilli(1_400_000)); err != nil || !d.OldestDue.IsZero() {
+		t.Errorf("before anything is due: %+v, %v", d, err)
 	}
 	if len(formats) != 4 {
 		t.Errorf("the formats are %v", formats)

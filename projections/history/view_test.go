@@ -215,9 +215,16 @@ func TestExpireLeavesNothing(t *testing.T) {
 		apply(t, v, batch...)
 		retention := 180 * 24 * time.Hour
 		now := start.Add(retention + time.Duration(rapid.IntRange(-100*60, int(g.last)+200).Draw(rt, "now"))*time.Minute)
+		overdue, err := v.Overdue(now)
+		if err != nil {
+			rt.Fatal(err)
+		}
 		removed, err := v.Expire(t.Context(), now)
 		if err != nil {
 			rt.Fatal(err)
+		}
+		if rest, err := v.Overdue(now); err != nil || rest != 0 || removed == 0 && overdue != 0 {
+			rt.Fatalf("%d were removed; overdue before that %v, after it %v, %v", removed, overdue, rest, err)
 		}
 		// What has expired before the last full hour is gone, the rest is there.
 		hour := now.Truncate(unit)

@@ -326,6 +326,14 @@ func (s *Store) Close() error {
 	return flush
 }
 
+// Size returns the bytes that the store has on disk, 0 when it has failed.
+func (s *Store) Size() uint64 {
+	if s.check() != nil {
+		return 0
+	}
+	return s.db.Metrics().DiskSpaceUsage()
+}
+
 // View calls fn with a snapshot.
 func (s *Store) View(fn func(projections.Reader) error) error {
 	if err := s.check(); err != nil {

@@ -47,7 +47,7 @@ func (r *region) expire(ctx context.Context) {
 }
 
 func (r *region) destroyEpochs(ctx context.Context, now time.Time) {
-	destroyed := 0
+	destroyed, failed, began := 0, false, time.Now()
 	for app, err := range r.journal.Apps(ctx) {
 		n := 0
 		if err == nil {
@@ -57,9 +57,13 @@ func (r *region) destroyEpochs(ctx context.Context, now time.Time) {
 			return
 		}
 		if err != nil {
+			failed = true
 			r.log.Error("keys of expired epochs stay", "app", app.ID.String(), "err", err)
 		}
 		destroyed += n
+	}
+	if !failed {
+		r.swept.done("keys", began)
 	}
 	if destroyed > 0 {
 		r.log.Info("keys of expired epochs were destroyed", "epochs", destroyed)

@@ -74,6 +74,7 @@ type region struct {
 
 	metrics *monitor.Metrics
 	meter   *monitor.Meter
+	swept   *swept
 
 	callbacks *deliveries
 	mover     *journal.Mover
@@ -119,6 +120,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 		return r, err
 	}
 	r.metrics = monitor.NewMetrics(r.config.ID, o.log)
+	r.swept = newSwept("keys", "accounts", "profiles")
 	r.audit = &keyAudit{metrics: r.metrics}
 	if r.provider, err = openProvider(ctx, o.region, fresh, r.audit, o.log); err != nil {
 		return r, err
@@ -142,6 +144,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 		return r, err
 	}
 	r.audit.journal.Store(r.journal)
+	r.metrics.Gather(gauges(), r.look)
 	r.residency.region = r
 	return r, r.prepareHTTP()
 }

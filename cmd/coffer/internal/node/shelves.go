@@ -54,9 +54,13 @@ func (r *region) sweepShelves(ctx context.Context) {
 }
 
 func (r *region) sweepShelf(ctx context.Context, sweep shelf.Sweep) {
+	began := time.Now()
 	done, err := sweep.Run(ctx, r.options.now())
 	if err != nil && ctx.Err() == nil {
 		r.log.Error("unused records stay", "kind", sweep.Name, "err", err)
+	}
+	if err == nil {
+		r.swept.done(sweep.Name, began)
 	}
 	if done != (shelf.Result{}) {
 		r.log.Info("unused records have ended or were warned of", "kind", sweep.Name, "ended", done.Ended, "warned", done.Warned)
