@@ -140,7 +140,20 @@ type App struct {
 	Created time.Time
 	// Disabled is set by an operator.
 	Disabled bool
+	// OnRecall says what a recall does beyond hiding the message.
+	OnRecall OnRecall
 }
+
+// OnRecall says what a recall does beyond hiding the message in every view.
+type OnRecall string
+
+// What a recall does.
+const (
+	// RecallHides: the sealed bytes stay until they expire. The default, as is "".
+	RecallHides OnRecall = "hide"
+	// RecallErases: they are overwritten in the journal and in the views.
+	RecallErases OnRecall = "erase"
+)
 
 // A Route is a stream that an app wrote to.
 type Route struct {

@@ -21,6 +21,7 @@ type route struct {
 	epochs   epochs
 	gen      uint16
 	disabled bool
+	erases   bool // what is recalled
 	stream   *stream
 	// open says that the stream is open to the app: see openRoute. Behind it, an
 	// append waits once until the index has passed sealed in the stream before.
@@ -65,7 +66,7 @@ func (j *Journal) newRoute(ctx context.Context, id AppID, known *cachedApp) (*ro
 		return nil, fmt.Errorf("app %s: plan %q: %w", id, app.Plan, ErrUnknownPlan)
 	}
 	r := &route{
-		text: id.String(), plan: plan, epochs: plan.epochs(app.Generation), gen: app.Generation, disabled: app.Disabled,
+		text: id.String(), plan: plan, epochs: plan.epochs(app.Generation), gen: app.Generation, disabled: app.Disabled, erases: app.OnRecall == RecallErases,
 		seed: maphash.MakeSeed(), conversations: tagCache{kind: kms.KindConversation}, users: tagCache{kind: kms.KindSubject},
 		stream: j.streams[StreamName(j.region.ID, app.Plan, app.Shard)],
 	}
@@ -258,6 +259,11 @@ func (j *Journal) appendOn(ctx context.Context, r *route, app AppID, events []Ev
 	}
 	if err := r.settle(ctx); err != nil {
 		return nil, fmt.Errorf("append: %w", err)
+	}
+	if r.erases {
+		if err := j.noteRecalls(ctx, r, app, tagger, events); err != nil {
+			return nil, fmt.Errorf("append: %w", err)
+		}
 	}
 	a := appendingPool.Get().(*appending) //nolint:errcheck,forcetypeassert // nothing else is put
 	a.j, a.app, a.route, a.tagger, a.now = j, app, r, tagger, j.now()

@@ -246,6 +246,13 @@ func (c *copier) add(ctx context.Context, s *Sealed) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
+	if isStub(s.Record) {
+		c.entries = append(c.entries, entry{
+			subject: Subject{Plan: c.app.Plan, Shard: c.app.Shard, App: c.id, Bucket: BucketOf(h.Conversation)}.String(),
+			record:  bytes.Clone(s.Record), gen: c.app.Generation, copied: copyValue(s), fence: c.fence,
+		})
+		return true, nil
+	}
 	defer func() { clear(c.plain) }()
 	plain, err := c.j.OpenRecord(ctx, c.plain[:0], c.id, s.Record)
 	if isGone(err) {
@@ -333,6 +340,14 @@ func (w *moving) compareAll(ctx context.Context, app App) error {
 			return err
 		}
 		if !keep {
+			continue
+		}
+		if isStub(s.Record) {
+			c, err := next(s.Sequence)
+			if err != nil || c.Position != s.Position || !bytes.Equal(c.Record, s.Record) {
+				return fmt.Errorf("position %s: %w", s.Position, errNotCopied)
+			}
+			w.Verified++
 			continue
 		}
 		if original, err = w.j.OpenRecord(ctx, original[:0], w.id, s.Record); isGone(err) {

@@ -116,6 +116,7 @@ type Journal struct {
 	order    []StreamInfo       // those of messages
 
 	callbacks *Callbacks
+	recalled  chan struct{} // of capacity 1; see Recalled
 
 	closed atomic.Bool
 	stop   context.CancelFunc
@@ -139,7 +140,7 @@ func Open(ctx context.Context, cfg Config) (*Journal, error) {
 	j := &Journal{
 		cfg: cfg, region: cfg.Region, log: cfg.Log.With("region", cfg.Region.ID), now: cfg.Now, js: js,
 		plans:   make(map[string]Plan, len(cfg.Plans)),
-		streams: make(map[string]*stream),
+		streams: make(map[string]*stream), recalled: make(chan struct{}, 1),
 	}
 	for _, p := range cfg.Plans {
 		j.plans[p.ID] = p

@@ -77,6 +77,7 @@ type appRecord struct {
 	Shard      int       `json:"shard"`
 	Created    time.Time `json:"created"`
 	Disabled   bool      `json:"disabled,omitzero"`
+	OnRecall   OnRecall  `json:"on_recall,omitzero"`
 	Private    []byte    `json:"private"`
 
 	// After a plan change.
@@ -355,6 +356,21 @@ func (r *Registry) SetDisabled(ctx context.Context, id AppID, disabled bool) (Ap
 	})
 }
 
+// SetOnRecall says what recalls in an app do from now on.
+func (r *Registry) SetOnRecall(ctx context.Context, id AppID, on OnRecall) (App, error) {
+	switch on {
+	case RecallHides:
+		on = "" // rows are as they were without the setting
+	case RecallErases:
+	default:
+		return App{}, fmt.Errorf("app %s: %w: a recall hides or erases", id, ErrInvalid)
+	}
+	return r.update(ctx, id, func(app *App) error {
+		app.OnRecall = on
+		return nil
+	})
+}
+
 // update changes an app's row by compare-and-set. It returns once the change
 // is durable and the bytes of the old row are gone. What an app is by its id it
 // stays: nothing moves it to another region.
@@ -403,7 +419,7 @@ func (r *Registry) encode(ctx context.Context, app App) ([]byte, error) {
 	}
 	rec := appRecord{
 		Version: appRowVersion, Account: app.Account, Region: app.Region, Plan: app.Plan, Generation: app.Generation,
-		Shard: app.Shard, Created: app.Created, Disabled: app.Disabled, Private: sealed,
+		Shard: app.Shard, Created: app.Created, Disabled: app.Disabled, Private: sealed, OnRecall: app.OnRecall,
 		Moved: app.Moved, Opened: app.Opened, Closed: app.Closed,
 	}
 	if app.Previous.Plan != "" {
@@ -430,6 +446,8 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 		return App{}, fmt.Errorf("%w: row version %d is not known", ErrCorrupt, rec.Version)
 	case rec.Region != r.region.ID:
 		return App{}, fmt.Errorf("%w: the row names the region %q", ErrWrongRegion, rec.Region)
+	case rec.OnRecall != "" && rec.OnRecall != RecallErases:
+		return App{}, fmt.Errorf("%w: what a recall does", ErrCorrupt)
 	case rec.Generation > MaxGeneration || rec.Shard < 0 || rec.Previous != nil && rec.Previous.Generation >= rec.Generation:
 		return App{}, fmt.Errorf("%w: generation or shard out of range", ErrCorrupt)
 	}
@@ -444,7 +462,7 @@ func (r *Registry) decode(ctx context.Context, id AppID, value []byte) (App, err
 	}
 	app := App{
 		ID: id, Name: private.Name, Account: rec.Account, Region: rec.Region, Plan: rec.Plan, Generation: rec.Generation,
-		Shard: rec.Shard, Created: rec.Created, Disabled: rec.Disabled,
+		Shard: rec.Shard, Created: rec.Created, Disabled: rec.Disabled, OnRecall: rec.OnRecall,
 		Moved: rec.Moved, Opened: rec.Opened, Closed: rec.Closed,
 	}
 	if rec.Previous != nil {

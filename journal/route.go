@@ -52,7 +52,7 @@ func (s *Sealed) parseCopy(v string) error {
 	p, perr := ParsePosition(position)
 	ms, merr := strconv.ParseInt(millis, 10, 64)
 	seq, serr := strconv.ParseUint(source, 10, 64)
-	if perr != nil || merr != nil || serr != nil || !isName(plan, 16) || p.Generation() >= s.Generation {
+	if perr != nil || merr != nil || serr != nil || !isName(plan, 16) || p.Generation() > s.Generation || p.Generation() == s.Generation && !isStub(s.Record) {
 		return fmt.Errorf("%w: the header of a copy does not parse", ErrCorrupt)
 	}
 	s.Role, s.Position, s.Stored, s.From, s.Source = RoleCopy, p, time.UnixMilli(ms).UTC(), plan, seq

@@ -1,5 +1,7 @@
 package projections
 
+import "context"
+
 // A Store is a set of ordered keys with values: what views are kept in. Keys
 // are compared as bytes and have at least one. Key 0x00… belongs to the [Runner], the others to the
 // projections by their first byte, see [Projection].
@@ -26,6 +28,14 @@ type Store interface {
 	// Close makes what was committed durable and releases the store. No call
 	// may be under way or follow.
 	Close() error
+}
+
+// An Eraser is a Store that keeps what was replaced until it happens to write its
+// files anew.
+type Eraser interface {
+	// Erase returns once no file of the store has anything that keys had before
+	// their present values. Readers that are under way may hold it up.
+	Erase(ctx context.Context, keys ...[]byte) error
 }
 
 // A Reader reads from a snapshot, or from a transaction including its own

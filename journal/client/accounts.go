@@ -91,6 +91,14 @@ func (c *Client) DisableApp(ctx context.Context, id journal.AppID, disabled bool
 	}{disabled})
 }
 
+// SetOnRecall says what recalls in an app do from now on: "hide" the message, or
+// also "erase" its sealed bytes. It can be repeated.
+func (c *Client) SetOnRecall(ctx context.Context, id journal.AppID, on journal.OnRecall) (App, error) {
+	return administer[App](ctx, c, http.MethodPatch, appPath(id), struct {
+		OnRecall journal.OnRecall `json:"on_recall"`
+	}{on})
+}
+
 // RotateCertificate gives an app a new certificate, which the answer tells. It is
 // sent once.
 func (c *Client) RotateCertificate(ctx context.Context, id journal.AppID) (App, error) {

@@ -22,6 +22,9 @@ type App struct {
 	Plan     string        `json:"plan"`
 	Created  time.Time     `json:"created"`
 	Disabled bool          `json:"disabled"`
+	// OnRecall is "hide" or "erase": whether a recall also erases the sealed bytes
+	// of the message, in the journal and the views.
+	OnRecall string `json:"on_recall"`
 	// Rotating tells that the certificate before the newest is still accepted.
 	Rotating bool `json:"rotating"`
 	// Certificates are told once, when the app is made. They sign its tokens.

@@ -73,6 +73,8 @@ type Options struct {
 // A Store is an open Pebble database. It implements [projections.Store].
 type Store struct {
 	db  *crdb.DB
+	dir string
+	fs  vfs.FS
 	log *slog.Logger
 
 	// write serialises transactions and guards scratch.
@@ -101,6 +103,7 @@ func Open(o Options) (*Store, error) {
 	if o.fs == nil {
 		o.fs = vfs.Default
 	}
+	s.dir, s.fs = o.Dir, o.fs
 	if err := s.open(o); err != nil {
 		return nil, fmt.Errorf("open view store %s: %w", o.Dir, err)
 	}

@@ -18,6 +18,7 @@ type appCmds struct {
 	List   appListCmd   `cmd:"" help:"List the apps of the server's region."`
 	Show   appShowCmd   `cmd:"" help:"Show one app."`
 
+	Recall      appRecallCmd       `cmd:"" help:"Say whether what is recalled is only hidden, or erased."`
 	Disable     appDisableCmd      `cmd:"" help:"Let an app answer nobody."`
 	Enable      appEnableCmd       `cmd:"" help:"Undo disable."`
 	Certificate appCertificateCmds `cmd:"" help:"Rotate the certificate that signs the app's tokens."`
@@ -145,6 +146,9 @@ func printApp(r *runner, a client.App, asJSON bool) error {
 		}
 	}
 	row("created", a.Created.UTC().Format(time.RFC3339))
+	if a.OnRecall == string(journal.RecallErases) {
+		row("recalls", "erase what was recalled, in the journal and the views")
+	}
 	if a.Rotating {
 		row("rotating", "tokens of the certificate before are accepted too, until it is withdrawn")
 	}

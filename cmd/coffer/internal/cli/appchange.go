@@ -46,6 +46,26 @@ func (c *appID) disable(r *runner, disabled bool) error {
 	})
 }
 
+type appRecallCmd struct {
+	Do string `arg:"" enum:"hide,erase" help:"hide or erase."`
+	appID
+}
+
+func (*appRecallCmd) Help() string {
+	return `A recall always hides the message from every reader at once. With erase, the sealed bytes of the message and of
+its edits are also overwritten in the journal and in the views, within seconds; what is left is that there was an
+event, when, and tags of who took part. It holds for recalls from now on, and what was erased stays erased. Examples:
+
+    coffer app recall erase
+    coffer app recall hide 03440a9d9a29f81245f1988a2a99140c`
+}
+
+func (c *appRecallCmd) Run(r *runner) error {
+	return c.app(r, func(cl *client.Client, id journal.AppID) (client.App, error) {
+		return cl.SetOnRecall(r.interrupt, id, journal.OnRecall(c.Do))
+	})
+}
+
 type appCertificateCmds struct {
 	Rotate   appRotateCmd   `cmd:"" help:"Make a new certificate; tokens of the one before stay good."`
 	Withdraw appWithdrawCmd `cmd:"" help:"Refuse tokens of the certificate before."`

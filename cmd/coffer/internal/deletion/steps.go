@@ -29,6 +29,7 @@ func ownedRows(app journal.AppID) []string {
 		"endpoint." + id + ".", "replay." + id + ".", // callbacks
 		"export." + id + "-", "job.export." + id + "-",
 		"job.move." + id,
+		"recall." + id + ".",
 		"erasing." + id + ".", "erasure." + id + ".",
 	}
 }

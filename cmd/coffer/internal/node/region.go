@@ -24,6 +24,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/monitor"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/recalls"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/server"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/journal"
@@ -278,6 +279,9 @@ func (r *region) run(ctx context.Context) error {
 	views.Go(func() { _ = r.keys.Run(ctx) }) // it ends with ctx only, and without an error
 	views.Go(func() { r.exports.Run(ctx) })
 	views.Go(func() { r.erasures.Run(ctx) })
+	views.Go(func() {
+		recalls.New(recalls.Options{Journal: r.journal, History: r.view, Log: r.log, Now: r.options.now}).Run(ctx)
+	})
 	views.Go(func() { _ = r.mover.Run(ctx) }) // as keys.Run
 	views.Go(func() { r.serveCompat() })
 	if err := r.serve(); !errors.Is(err, http.ErrServerClosed) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -26,6 +27,7 @@ type appView struct {
 	Plan         string   `json:"plan"`
 	Created      string   `json:"created"`
 	Disabled     bool     `json:"disabled"`
+	OnRecall     string   `json:"on_recall" doc:"hide, or erase: whether a recall also erases the sealed bytes"`
 	Rotating     bool     `json:"rotating" doc:"the certificate before is still accepted"`
 	Certificates []string `json:"certificates,omitempty"`
 }
@@ -34,6 +36,7 @@ func viewApp(a journal.App) appView {
 	return appView{
 		ID: a.ID.String(), Name: a.Name, Account: a.Account, Region: a.Region, Plan: a.Plan,
 		Created: a.Created.UTC().Format(timeLayout), Disabled: a.Disabled,
+		OnRecall: string(cmp.Or(a.OnRecall, journal.RecallHides)),
 		Rotating: len(a.Certificates) > 1,
 	}
 }

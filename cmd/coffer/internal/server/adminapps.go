@@ -9,31 +9,44 @@ import (
 )
 
 type changeAppBody struct {
-	Disabled bool `json:"disabled" required:""`
+	Disabled bool   `json:"disabled,omitempty"`
+	OnRecall string `json:"on_recall,omitempty" doc:"hide, or erase"`
 }
 
 // changeApp disables or enables an app: a disabled one neither takes nor serves
-// anything, and loses nothing.
+// anything, and loses nothing. It also says what recalls do.
 func (s *Server) changeApp(c *call) error {
 	id, err := s.appOfPath(c.vars["app"])
 	if err != nil {
 		return err
 	}
 	var in struct {
-		Disabled *bool `json:"disabled"`
+		Disabled *bool             `json:"disabled"`
+		OnRecall *journal.OnRecall `json:"on_recall"`
 	}
 	if err := s.decode(c, &in); err != nil {
 		return err
 	}
-	if in.Disabled == nil {
-		return s.invalidBody("/disabled", "true or false is required")
+	if in.Disabled == nil && in.OnRecall == nil {
+		return s.invalidBody("/disabled", "true or false is required, or on_recall")
 	}
-	app, err := s.journal.Registry().SetDisabled(c.r.Context(), id, *in.Disabled)
-	if err != nil {
-		return err
+	var app journal.App
+	if in.OnRecall != nil {
+		if *in.OnRecall != journal.RecallHides && *in.OnRecall != journal.RecallErases {
+			return s.invalidBody("/on_recall", "hide or erase")
+		}
+		if app, err = s.journal.Registry().SetOnRecall(c.r.Context(), id, *in.OnRecall); err != nil {
+			return err
+		}
+		s.audit(c, "app.on_recall", "app:"+id.String(), map[string]string{"on_recall": string(*in.OnRecall)})
 	}
-	s.changes.ring()
-	s.audit(c, map[bool]string{true: "app.disabled", false: "app.enabled"}[app.Disabled], "app:"+id.String(), nil)
+	if in.Disabled != nil {
+		if app, err = s.journal.Registry().SetDisabled(c.r.Context(), id, *in.Disabled); err != nil {
+			return err
+		}
+		s.changes.ring()
+		s.audit(c, map[bool]string{true: "app.disabled", false: "app.enabled"}[app.Disabled], "app:"+id.String(), nil)
+	}
 	return s.writeJSON(c, http.StatusOK, viewApp(app))
 }
 

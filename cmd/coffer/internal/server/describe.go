@@ -331,8 +331,9 @@ func (s *Server) descriptions() map[string]description {
 			answers: []documented{ok[accounts.Account](201, "the account")}, problems: []kind{k.exists, k.storeFull},
 		},
 		"PATCH /v1/admin/apps/{app}": {
-			id: "changeApp", summary: "Disable or enable an app", body: reflect.TypeFor[changeAppBody](),
-			text:    "A disabled app takes and serves nothing: its callers get 403 app-disabled and its live tails end. Nothing of it is lost.",
+			id: "changeApp", summary: "Disable or enable an app, or say what recalls do", body: reflect.TypeFor[changeAppBody](),
+			text: "A disabled app takes and serves nothing: its callers get 403 app-disabled and its live tails end. Nothing of it is lost. " +
+				"With `on_recall` `erase`, the sealed bytes of what is recalled from now on are also overwritten in the journal and the views.",
 			answers: []documented{ok[appView](200, "the app")}, problems: []kind{k.wrongRegion},
 		},
 		"POST /v1/admin/apps/{app}/certificates": {
