@@ -128,9 +128,9 @@ func bucketConfig(bucket string, replicas int) jetstream.StreamConfig {
 		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Replicas: replicas,
 		MaxMsgsPerSubject: bucketRevisions, MaxMsgSize: -1, MaxBytes: -1, MaxMsgs: -1,
 		AllowRollup: true, DenyDelete: false, AllowMsgTTL: true,
-		// Reads must see every write that had returned before: only the leader
-		// answers.
-		AllowDirect: false,
+		// Reads must see every write that had returned before: with several
+		// replicas only the leader answers.
+		AllowDirect: replicas <= 1,
 		Duplicates:  2 * time.Minute,
 	}
 }
