@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -87,6 +88,9 @@ func (c *Client) attemptAppend(ctx context.Context, lines [][]byte, waiting []in
 		} `json:"data"`
 	}
 	r := request{method: http.MethodPost, path: c.appPath("events"), body: body, mime: "application/x-ndjson", accept: "application/json"}
+	if c.unasked {
+		r.query = url.Values{"presend": {"skip"}}
+	}
 	err := c.attempt(ctx, r, func(resp *http.Response) error {
 		b, err := readBody(resp)
 		if err != nil {

@@ -54,6 +54,9 @@ type Config struct {
 	// RetryFor is how long a call is repeated while the server is away or busy;
 	// 0 means 30 s, a negative value never.
 	RetryFor time.Duration
+	// Unasked has events stored without the question that the app's presend
+	// setting asks, as what is imported should be.
+	Unasked bool
 	// Log is told about repeated attempts; nil means nobody.
 	Log *slog.Logger
 }
@@ -66,6 +69,7 @@ type Client struct {
 	operator TokenSource
 	http     *http.Client
 	retryFor time.Duration
+	unasked  bool
 	log      *slog.Logger
 }
 
@@ -77,7 +81,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		base: base, app: cfg.App, token: cfg.Token, operator: cfg.OperatorToken,
-		http: cfg.HTTP, retryFor: cfg.RetryFor, log: cfg.Log,
+		http: cfg.HTTP, retryFor: cfg.RetryFor, unasked: cfg.Unasked, log: cfg.Log,
 	}
 	if c.retryFor == 0 {
 		c.retryFor = defaultRetryFor

@@ -98,6 +98,10 @@ func secret(r *runner, file, variable string) (string, error) {
 }
 
 func (s appServer) client(r *runner) (*client.Client, error) {
+	return s.clientWith(r, func(*client.Config) {})
+}
+
+func (s appServer) clientWith(r *runner, adjust func(*client.Config)) (*client.Client, error) {
 	cfg, err := s.config(r)
 	if err != nil {
 		return nil, err
@@ -111,6 +115,7 @@ func (s appServer) client(r *runner) (*client.Client, error) {
 	if cfg.Token == nil {
 		return nil, fmt.Errorf("no credential: set COFFER_TOKEN or COFFER_APP_CERTIFICATE, or name a file with --token-file or --certificate-file (%s)", setUp)
 	}
+	adjust(&cfg)
 	return client.New(cfg)
 }
 

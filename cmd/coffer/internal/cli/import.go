@@ -115,7 +115,7 @@ func (c *importFlags) run(r *runner, o importer.Options, format string) error {
 	if o.Files, err = c.files(format); err != nil {
 		return err
 	}
-	cl, err := c.client(r)
+	cl, err := c.clientWith(r, func(cfg *client.Config) { cfg.Unasked = true })
 	if err != nil {
 		return err
 	}

@@ -25,11 +25,15 @@ type Callbacks struct {
 	CAFile string `toml:"ca_file"`
 	// Timeout bounds an attempt; default 20s, from 1s to 30s.
 	Timeout Duration `toml:"timeout"`
+	// PresendTimeout is the longest time that an app may have a question before a
+	// message is stored take; default 200ms, from 10ms to 30s.
+	PresendTimeout Duration `toml:"presend_timeout"`
 }
 
 const (
 	minCallbackTimeout = time.Second
 	maxCallbackTimeout = 30 * time.Second
+	minPresendTimeout  = 10 * time.Millisecond
 )
 
 func (c Callbacks) check() error {
@@ -38,6 +42,9 @@ func (c Callbacks) check() error {
 	}
 	if t := time.Duration(c.Timeout); t != 0 && (t < minCallbackTimeout || t > maxCallbackTimeout) {
 		return fmt.Errorf("%w: callbacks.timeout is %s to %s", ErrInvalid, minCallbackTimeout, maxCallbackTimeout)
+	}
+	if t := time.Duration(c.PresendTimeout); t != 0 && (t < minPresendTimeout || t > maxCallbackTimeout) {
+		return fmt.Errorf("%w: callbacks.presend_timeout is %s to %s", ErrInvalid, minPresendTimeout, maxCallbackTimeout)
 	}
 	if _, err := c.Proxy(); err != nil {
 		return err

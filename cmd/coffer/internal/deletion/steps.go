@@ -26,7 +26,7 @@ const (
 func ownedRows(app journal.AppID) []string {
 	id := app.String()
 	return []string{
-		"endpoint." + id + ".", "replay." + id + ".", // callbacks
+		"endpoint." + id + ".", "replay." + id + ".", "presend." + id, // callbacks
 		"export." + id + "-", "job.export." + id + "-",
 		"job.move." + id,
 		"recall." + id + ".",

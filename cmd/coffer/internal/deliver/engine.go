@@ -108,7 +108,6 @@ func New(cfg Config) *Engine {
 // Run delivers until ctx ends. It returns when every worker has ended.
 func (e *Engine) Run(ctx context.Context) {
 	var work sync.WaitGroup
-	defer e.forgetAll()
 	defer e.side.Wait()
 	defer work.Wait()
 	var changes <-chan endpoints.Ref
@@ -143,15 +142,6 @@ func (e *Engine) Run(ctx context.Context) {
 			}
 			e.start(ctx, &work, ref)
 		}
-	}
-}
-
-// forgetAll drops the connections to all endpoints.
-func (e *Engine) forgetAll() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for ref := range e.running {
-		e.Transport.Forget(ref.ID)
 	}
 }
 
@@ -201,7 +191,7 @@ func (e *Engine) look(ctx context.Context, ref endpoints.Ref, r *running) {
 			e.pause(r, err)
 			e.sleep(ctx, r.poke, again)
 			continue
-		case ep.State != endpoints.Enabled:
+		case ep.State != endpoints.Enabled, ep.AskedOnly:
 			e.pause(r, nil)
 			e.sleep(ctx, r.poke, 0)
 			continue

@@ -115,6 +115,16 @@ func (t *HTTP) Forget(id journal.EndpointID) {
 	}
 }
 
+// Close closes the connections that nobody uses, and the others when they are
+// left.
+func (t *HTTP) Close() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range t.clients {
+		c.http.CloseIdleConnections()
+	}
+}
+
 func (t *HTTP) client(e *endpoints.Endpoint) (*http.Transport, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -153,6 +153,7 @@ type Endpoint struct {
 	Rate        int  // deliveries a second, at most; 0: no limit
 	Concurrency int  // requests at a time, at most; 0: DefaultConcurrency
 	Batch       int  // events in a request, at most; 0: 1
+	AskedOnly   bool // it gets no events; it may be asked before they are stored
 	Types       []journal.Type
 	// ConversationTags and UserTags select events; empty is all. An event is
 	// sent when each filter that is not empty names it.

@@ -53,6 +53,7 @@ type row struct {
 	Rate          int              `json:"rate,omitzero"`
 	Concurrency   int              `json:"concurrency,omitzero"`
 	Batch         int              `json:"batch,omitzero"`
+	AskedOnly     bool             `json:"asked_only,omitzero"`
 	Types         []string         `json:"types,omitempty"`
 	Conversations []string         `json:"conversations,omitempty"`
 	Users         []string         `json:"users,omitempty"`
@@ -273,7 +274,7 @@ func (s *Store) encode(ctx context.Context, e *Endpoint) ([]byte, error) {
 	}
 	r := row{
 		Version: rowVersion, State: e.State, Reason: e.Reason, Since: e.Since, Created: e.Created, Mode: e.Mode, Ordered: e.Ordered,
-		Rate: e.Rate, Concurrency: e.Concurrency, Batch: e.Batch, After: e.After, Private: blob,
+		Rate: e.Rate, Concurrency: e.Concurrency, Batch: e.Batch, AskedOnly: e.AskedOnly, After: e.After, Private: blob,
 		Conversations: hexTags(e.ConversationTags), Users: hexTags(e.UserTags),
 	}
 	for _, t := range e.Types {
@@ -321,7 +322,7 @@ func (s *Store) decode(ctx context.Context, app journal.AppID, id journal.Endpoi
 	}
 	e := Endpoint{
 		App: app, ID: id, State: r.State, Reason: r.Reason, Since: r.Since, Created: r.Created, Mode: r.Mode, Ordered: r.Ordered,
-		Rate: r.Rate, Concurrency: r.Concurrency, Batch: r.Batch, After: r.After, revision: stored.Revision,
+		Rate: r.Rate, Concurrency: r.Concurrency, Batch: r.Batch, AskedOnly: r.AskedOnly, After: r.After, revision: stored.Revision,
 	}
 	for _, name := range r.Types {
 		t, err := journal.ParseType(name)

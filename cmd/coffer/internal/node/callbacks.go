@@ -9,6 +9,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/egress"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/presend"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/callbacks"
@@ -16,10 +17,13 @@ import (
 
 // deliveries is what a region delivers callbacks with.
 type deliveries struct {
-	view   *callbacks.View
-	runner *projections.Runner
-	engine *deliver.Engine
-	leases *deliver.LeaseTable // nil when no other process can reach the streams
+	view    *callbacks.View
+	runner  *projections.Runner
+	engine  *deliver.Engine
+	presend *presend.Asker
+	// transport is closed last: it is used by requests too.
+	transport *deliver.HTTP
+	leases    *deliver.LeaseTable // nil when no other process can reach the streams
 }
 
 // openCallbacks makes the callback view, its runner, and the engine. The callback
@@ -42,6 +46,7 @@ func (r *region) openCallbacks() error {
 	if err != nil {
 		return err
 	}
+	d.transport = transport
 	var leases deliver.Leases
 	if r.nats == nil {
 		d.leases = deliver.NewLeases(deliver.LeaseOptions{Rows: r.rows, Log: r.log})
@@ -52,6 +57,10 @@ func (r *region) openCallbacks() error {
 		Journal: r.journal, Events: r.view, View: d.view, Endpoints: endpoints.New(r.rows, r.journal, r.options.now), Rows: r.rows, Changed: r.runner.Changed,
 		Transport: meteredTransport{transport, r.meter}, Signer: deliver.Standard{}, Encoder: deliver.Events{},
 		Disabled: r.endpointDisabled, Log: r.log, Now: r.options.now,
+	})
+	d.presend = presend.New(presend.Config{
+		Rows: r.rows, Endpoints: d.engine.Endpoints, Journal: r.journal, Post: d.engine.Ask, Failing: r.presendFailing, Log: r.log,
+		MaxTimeout: time.Duration(r.options.config.Callbacks.PresendTimeout),
 	})
 	r.callbacks = d
 	return nil
@@ -101,6 +110,7 @@ func (r *region) deliver(ctx context.Context) {
 		}
 	})
 	work.Go(func() { r.callbacks.runEngine(ctx) })
+	work.Go(func() { r.callbacks.presend.Run(ctx) })
 	expire := time.NewTicker(r.options.every(expireEvery))
 	defer expire.Stop()
 	for {
@@ -113,6 +123,16 @@ func (r *region) deliver(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// presendFailing records that an app's messages are no longer asked about, because
+// nobody answers.
+func (r *region) presendFailing(app journal.AppID, e *endpoints.Endpoint) {
+	r.log.Warn("messages are not asked about: the endpoint does not answer", "app", app.String(), "endpoint", e.IDText())
+	r.journal.AuditLater(journal.AuditEntry{
+		Actor: "process:presend", Action: "presend.failing", Target: "endpoint:" + e.IDText(), Outcome: "ok",
+		Detail: map[string]string{"app": app.String()},
+	})
 }
 
 // endpointDisabled records what the engine did by itself.

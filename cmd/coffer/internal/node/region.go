@@ -243,7 +243,7 @@ func (r *region) run(ctx context.Context) error {
 		Mover: r.mover,
 		Meter: r.meter, Metrics: r.metrics,
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Roaming: r.roaming, Runner: r.runner, Accounts: r.accounts, Keys: r.keys,
-		Exports: r.exports, Callbacks: r.callbacks.engine,
+		Exports: r.exports, Callbacks: r.callbacks.engine, Presend: r.callbacks.presend,
 		Deletions: r.deletions, Profiles: r.profiles,
 		Attached: r.attached,
 		Erasures: r.erasures, Signing: r.signing, Residency: r.residency.manifest,
@@ -314,6 +314,9 @@ func (r *region) closeListener(ctx context.Context) error {
 // close ends everything below the listener, the last opened first.
 func (r *region) close() error {
 	var errs []error
+	if r.callbacks != nil {
+		r.callbacks.transport.Close()
+	}
 	if r.journal != nil {
 		errs = append(errs, r.journal.Close())
 	}

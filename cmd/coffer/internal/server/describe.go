@@ -217,12 +217,15 @@ func (s *Server) descriptions() map[string]description {
 				name: "Idempotency-Key", schema: text("^[A-Za-z0-9_@:+=~-]{1,120}$"),
 				about: "stands in for the id of an event without one; in a batch the id is the key, a colon and the index",
 			}},
+			query: map[string]parameter{"presend": {
+				about: "`skip`: an app's backend stores what it has without the question that the app's `presend` sets", schema: object{"type": "string", "enum": []string{"skip"}},
+			}},
 			answers: []documented{
 				{status: 200, about: "one event that was stored before, with its first position", body: reflect.TypeFor[appended]()},
 				{status: 201, about: "stored: one event, or every event of a batch", body: reflect.TypeFor[anyOf[appended, appendedBatch]]()},
 				ok[appendedBatch](207, "of a batch some were not stored; each says why"),
 			},
-			problems: []kind{k.conflict, k.userErased, k.erased, k.retentionExpired, k.tooOld, k.storeFull, k.viewBehind},
+			problems: []kind{k.conflict, k.userErased, k.erased, k.retentionExpired, k.tooOld, k.messageRefused, k.presendAway, k.storeFull, k.viewBehind},
 		},
 		"GET /v1/apps/{app}/events": {
 			id: "replay", summary: "Replay: a page, the whole range as lines, or a live tail",

@@ -10,6 +10,19 @@ func (s *Server) describeCallbacks(all map[string]description) {
 	k := s.kinds
 	settings := []kind{k.endpointInvalid, k.urlForbidden, k.storeFull}
 	const base = "/v1/apps/{app}/endpoints"
+	const question = "/v1/apps/{app}/presend"
+	all["GET "+question] = description{
+		id: "presend", summary: "Whom the app asks before its messages are stored", answers: []documented{ok[presendView](http.StatusOK, "the setting, and what has become of questions")},
+	}
+	all["PUT "+question] = description{
+		id: "setPresend", summary: "Ask an endpoint before messages are stored",
+		text: "It gets a signed request `message.question` with the event in `data`, and answers within `timeout` with `{\"decision\": \"allow\"}`, `deny` with a `reason`, " +
+			"or `rewrite` with a `text` that takes the place of the message's. Without such an answer `fallback` counts.",
+		body: reflect.TypeFor[presendBody](), answers: []documented{ok[presendView](http.StatusOK, "the setting")}, problems: []kind{k.endpointInvalid, k.storeFull},
+	}
+	all["DELETE "+question] = description{
+		id: "removePresend", summary: "Store messages without asking", answers: []documented{{status: http.StatusNoContent, about: "nobody is asked"}}, problems: []kind{k.storeFull},
+	}
 	all["GET "+base] = description{
 		id: "endpoints", summary: "The app's webhook endpoints, and how far each has come",
 		answers: []documented{ok[list[endpointView]](http.StatusOK, "all of them")}, problems: []kind{k.viewBehind},

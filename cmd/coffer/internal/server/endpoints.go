@@ -33,6 +33,7 @@ type endpointView struct {
 	Rate          int               `json:"rate" doc:"deliveries a second at most; 0: no limit"`
 	Concurrency   int               `json:"concurrency"`
 	Batch         int               `json:"batch"`
+	AskedOnly     bool              `json:"asked_only"`
 	Headers       []string          `json:"headers,omitempty" doc:"names; the values are not given back"`
 	Encryption    string            `json:"encryption,omitempty" doc:"the public key, as a JWK"`
 	MutualTLS     bool              `json:"mutual_tls"`
@@ -91,7 +92,7 @@ func viewEndpoint(e *endpoints.Endpoint) endpointView {
 		ID: e.IDText(), URL: e.URL, Description: e.Description, State: e.State, Reason: e.Reason,
 		Since: e.Since.UTC().Format(timeLayout), Created: e.Created.UTC().Format(timeLayout), Mode: e.Mode,
 		Conversations: e.Conversations, Users: e.Users, Ordered: e.Ordered, Rate: e.Rate,
-		Concurrency: e.Concurrency, Batch: max(e.Batch, 1), Headers: slices.Sorted(maps.Keys(e.Headers)),
+		Concurrency: e.Concurrency, Batch: max(e.Batch, 1), AskedOnly: e.AskedOnly, Headers: slices.Sorted(maps.Keys(e.Headers)),
 		Encryption: e.Encryption, MutualTLS: e.Certificate != "", AgoraAppKey: e.Agora.AppKey, Secrets: []secretView{},
 	}
 	if v.Concurrency == 0 {
@@ -140,6 +141,7 @@ type endpointBody struct {
 	Rate           *int               `json:"rate,omitzero"`
 	Concurrency    *int               `json:"concurrency,omitzero"`
 	Batch          *int               `json:"batch,omitzero"`
+	AskedOnly      *bool              `json:"asked_only,omitzero" doc:"it gets no events; it may be asked before messages are stored"`
 	Headers        *map[string]string `json:"headers,omitzero"`
 	Encryption     *string            `json:"encryption,omitzero" doc:"a public JWK, as text"`
 	Certificate    *string            `json:"certificate,omitzero" doc:"PEM, for mutual TLS"`
@@ -187,6 +189,7 @@ func (b *endpointBody) apply(s *Server, e *endpoints.Endpoint) error {
 	set(&e.Rate, b.Rate)
 	set(&e.Concurrency, b.Concurrency)
 	set(&e.Batch, b.Batch)
+	set(&e.AskedOnly, b.AskedOnly)
 	set(&e.Headers, b.Headers)
 	set(&e.Certificate, b.Certificate)
 	set((*string)(&e.CertificateKey), b.CertificateKey)

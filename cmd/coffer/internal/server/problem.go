@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/agora"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
@@ -17,6 +18,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/erasures"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/presend"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
@@ -124,6 +126,8 @@ func kinds() kindTable {
 		endpointInvalid:   kind{status: 422, code: "endpoint-invalid", title: "The endpoint cannot be used like this"},
 		urlForbidden:      kind{status: 422, code: "endpoint-url-forbidden", title: "The endpoint's URL may not be called"},
 		tooMany:           kind{status: 409, code: "too-many", title: "There are as many as there may be"},
+		messageRefused:    kind{status: 403, code: "message-refused", title: "The message was refused by the app's own rules"},
+		presendAway:       kind{status: 503, code: "presend-unavailable", title: "Whether the message may be stored could not be asked", retryable: true, retryAfter: 1},
 		userErased:        kind{status: 409, code: "user-erased", title: "The user has been erased"},
 		cursorExpired:     kind{status: 410, code: "cursor-expired", title: "The cursor is older than what is kept"},
 		erased:            kind{status: 410, code: "erased", title: "It has been erased"},
@@ -146,7 +150,7 @@ func kinds() kindTable {
 }
 
 type kindTable struct {
-	endpointInvalid, urlForbidden, tooMany,
+	endpointInvalid, urlForbidden, tooMany, messageRefused, presendAway,
 	invalidRequest, cursorMismatch, requestTimeout, tokenInvalid, tokenExpired, privilegeMissing, appDisabled,
 	originForbidden, regionForbidden, notFound, methodNotAllowed, notAcceptable, conflict, exists, userErased, cursorExpired, erased,
 	retentionExpired, tooOld, payloadTooLarge, rangeUnfit, unsupportedType, wrongRegion, overloaded, internal, dataCorrupt,
@@ -184,6 +188,11 @@ func errorTable() []mapping {
 		{deliver.ErrNoReplay, k.notFound, "the app has no such replay"},
 		{deliver.ErrReplays, k.tooMany, "the endpoint has four replays under way; wait for one to end, or cancel it"},
 		{deliver.ErrNoDelivery, k.notFound, "no delivery of the endpoint is parked"},
+		{presend.ErrRefused, k.messageRefused, ""},
+		{presend.ErrUnanswered, k.presendAway, "the app's endpoint did not say whether the message may be stored; send it again with the same id"},
+		{presend.ErrNotSet, k.notFound, "the app has no endpoint that is asked before messages are stored"},
+		{agora.ErrFIPS, k.notSupported, "the mode agora needs MD5, which this server may not compute"},
+		{webhook.ErrSealed, k.internal, "the server has failed"},
 		{webhook.ErrSecret, k.endpointInvalid, ""},
 		{webhook.ErrKey, k.endpointInvalid, ""},
 		{webhook.ErrSignature, k.internal, "the server has failed"},

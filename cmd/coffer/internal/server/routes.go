@@ -44,8 +44,8 @@ func (s *Server) routes() []route {
 
 		{
 			method: "POST", path: "/v1/apps/{app}/events", who: appBackend | endUser,
-			bodies: []string{typeJSON, typeEvent, typeEventBatch, typeNDJSON, typeNDJSON2},
-			limit:  s.limits.RequestBytes, handle: (*Server).appendEvents,
+			bodies: []string{typeJSON, typeEvent, typeEventBatch, typeNDJSON, typeNDJSON2}, query: []string{"presend"},
+			limit: s.limits.RequestBytes, handle: (*Server).appendEvents,
 		},
 		{
 			method: "GET", path: "/v1/apps/{app}/events", who: appBackend | endUser,
@@ -72,6 +72,9 @@ func (s *Server) routes() []route {
 			bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).ackInbox,
 		},
 
+		{method: "GET", path: "/v1/apps/{app}/presend", who: appBackend, handle: (*Server).showPresend},
+		{method: "PUT", path: "/v1/apps/{app}/presend", who: appBackend, bodies: []string{typeJSON}, limit: 4 << 10, handle: (*Server).setPresend},
+		{method: "DELETE", path: "/v1/apps/{app}/presend", who: appBackend, handle: (*Server).removePresend},
 		{method: "GET", path: "/v1/apps/{app}/endpoints", who: appBackend, handle: (*Server).listEndpoints},
 		{method: "POST", path: "/v1/apps/{app}/endpoints", who: appBackend, bodies: []string{typeJSON}, limit: 64 << 10, handle: (*Server).createEndpoint},
 		{method: "GET", path: "/v1/apps/{app}/endpoints/{endpoint}", who: appBackend, handle: (*Server).showEndpoint},

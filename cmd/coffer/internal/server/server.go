@@ -25,6 +25,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/keys"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/monitor"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/presend"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/residency"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/signing"
@@ -106,6 +107,8 @@ type Options struct {
 	Keys     *keys.Admin
 	// Callbacks deliver to webhook endpoints.
 	Callbacks *deliver.Engine
+	// Presend asks endpoints before messages are stored.
+	Presend *presend.Asker
 	// Deletions delete apps and accounts.
 	Deletions *deletion.Deletions
 	Profiles  *profiles.Store
@@ -141,6 +144,7 @@ type Server struct {
 	accounts  *accounts.Store
 	keys      *keys.Admin
 	callbacks *deliver.Engine
+	presend   *presend.Asker
 	deletions *deletion.Deletions
 	profiles  *profiles.Store
 	exports   *exports.Exports
@@ -184,7 +188,7 @@ type Server struct {
 // New makes a server. It starts nothing.
 func New(o Options) *Server {
 	s := &Server{
-		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks,
+		region: o.Region, journal: o.Journal, history: o.History, roaming: o.Roaming, runner: o.Runner, accounts: o.Accounts, keys: o.Keys, callbacks: o.Callbacks, presend: o.Presend,
 		exports:  o.Exports,
 		attached: o.Attached,
 		erasures: o.Erasures, signing: o.Signing,

@@ -1,0 +1,211 @@
+package presend
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/journal"
+)
+
+const (
+	maxReason = 200 // bytes of an endpoint's reason that are passed on
+	mark      = "presend"
+	maxAtOnce = 16 // questions of one request
+)
+
+// Stored returns the data of the event that is stored under an id, if there is
+// one; none when its content is gone.
+type Stored func(ctx context.Context, id string) (data jsontext.Value, found bool, err error)
+
+// Ask asks about events, and returns what is to become of each: nil, or the error
+// that it is refused with. The data of those that an answer rewrites is replaced.
+func (a *Asker) Ask(ctx context.Context, app journal.AppID, events []journal.Event, stored Stored) ([]error, error) {
+	out := make([]error, len(events))
+	s, err := a.of(ctx, app)
+	if err != nil || s == nil {
+		return out, err
+	}
+	turns := make(chan struct{}, maxAtOnce)
+	var work sync.WaitGroup
+	for i := range events {
+		if !s.setting.asks(events[i].Type) {
+			continue
+		}
+		turns <- struct{}{}
+		work.Go(func() {
+			defer func() { <-turns }()
+			out[i] = a.one(ctx, s, app, &events[i], stored)
+		})
+	}
+	work.Wait()
+	return out, ctx.Err()
+}
+
+// one asks about one event, unless it is known what was answered.
+func (a *Asker) one(ctx context.Context, s *asked, app journal.AppID, e *journal.Event, stored Stored) error {
+	normal := *e
+	if normal.Normalize(time.Now(), journal.Limits{}) != nil {
+		return nil //nolint:nilerr // the journal says what is wrong with it
+	}
+	if e.ID == "" {
+		normal.ID = "" // the one that was made is not the one that is stored
+		data, err := a.put(ctx, s, app, &normal, "")
+		if data != nil {
+			e.Data = data
+		}
+		return err
+	}
+	mac, err := a.mac(ctx, app, &normal)
+	if err != nil {
+		return err
+	}
+	if data, found, err := stored(ctx, e.ID); err != nil || found {
+		if err == nil && marked(data) == mac {
+			e.Data = data
+		}
+		return err
+	}
+	d := a.memory.decide(decisionKey{app, e.ID, mac}, func() (jsontext.Value, error) {
+		// Whoever waits for the same answer must not lose it with this caller.
+		return a.put(context.WithoutCancel(ctx), s, app, &normal, mac)
+	})
+	if d.data != nil {
+		e.Data = d.data
+	}
+	return d.err
+}
+
+// mac identifies what a caller sent, its time apart.
+func (a *Asker) mac(ctx context.Context, app journal.AppID, e *journal.Event) (string, error) {
+	text := fmt.Appendf(nil, "%s\n%s\n%s\n%s\n%s\n%s\n%s\n%s", e.ID, e.Type, e.Conversation, e.ConversationType, e.Sender, e.Recipient, e.Target, e.Data)
+	sum, err := a.Journal.MAC(ctx, app, mark, text)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", sum[:16]), nil
+}
+
+// put asks and counts.
+func (a *Asker) put(ctx context.Context, s *asked, app journal.AppID, e *journal.Event, mac string) (jsontext.Value, error) {
+	outcome, said := a.question(ctx, s, app, e)
+	var data jsontext.Value
+	if outcome == Rewritten {
+		var ok bool
+		if data, ok = rewrite(e.Data, said.Text, mac); !ok || !s.setting.Rewrite {
+			outcome, data = Unclear, nil
+		}
+	}
+	s.counts.add(outcome)
+	switch outcome {
+	case Allowed, Rewritten:
+		return data, nil
+	case Denied:
+		return nil, &Refusal{Reason: clean(said.Reason)}
+	default:
+		if s.setting.Fallback == Deny {
+			return nil, fmt.Errorf("%w: %s", ErrUnanswered, outcome)
+		}
+		return nil, nil //nolint:nilnil // nothing is replaced
+	}
+}
+
+// answer is what an endpoint says.
+type answer struct {
+	Decision string `json:"decision"`
+	Text     string `json:"text"`
+	Reason   string `json:"reason"`
+}
+
+// question puts one question to the endpoint.
+func (a *Asker) question(ctx context.Context, s *asked, app journal.AppID, e *journal.Event) (Outcome, answer) {
+	ctx, cancel := context.WithTimeout(ctx, s.setting.Timeout)
+	defer cancel()
+	ep := s.current(ctx, a.Endpoints, app)
+	if ep == nil {
+		return Absent, answer{}
+	}
+	if !s.breaker.enter(time.Now()) {
+		return Skipped, answer{}
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		s.breaker.giveUp() // that says nothing about the endpoint
+		return Busy, answer{}
+	}
+	got, err := a.Post(ctx, ep, body(app, e))
+	outcome, said := judge(got, err)
+	if s.breaker.leave(time.Now(), outcome != Late && outcome != Failed) && a.Failing != nil {
+		a.Failing(app, ep)
+	}
+	return outcome, said
+}
+
+// body is an event as it is asked about.
+func body(app journal.AppID, e *journal.Event) []byte {
+	text := struct {
+		SpecVersion      string         `json:"specversion"`
+		ID               string         `json:"id,omitzero"`
+		Source           string         `json:"source"`
+		Type             string         `json:"type"`
+		Time             string         `json:"time"`
+		Conversation     string         `json:"conversation"`
+		ConversationType string         `json:"conversationtype"`
+		Sender           string         `json:"sender,omitzero"`
+		Recipient        string         `json:"recipient,omitzero"`
+		Target           string         `json:"target,omitzero"`
+		Data             jsontext.Value `json:"data"`
+	}{
+		"1.0", e.ID, "/apps/" + app.String(), e.Type.String(), e.Time.UTC().Format("2006-01-02T15:04:05.000Z"),
+		e.Conversation, e.ConversationType.String(), e.Sender, e.Recipient, e.Target, e.Data,
+	}
+	b, err := json.Marshal(text)
+	if err != nil {
+		return []byte("{}") // it was normalised: every part can be encoded
+	}
+	return b
+}
+
+// judge reads what an endpoint has answered.
+func judge(got deliver.Answer, err error) (Outcome, answer) {
+	var said answer
+	switch {
+	case err == nil && got.Cause == journal.CauseTimeout:
+		return Late, said
+	case err != nil, !got.Delivered():
+		return Failed, said
+	case json.Unmarshal(got.Body, &said) != nil:
+		return Unclear, said
+	}
+	switch said.Decision {
+	case "allow":
+		return Allowed, said
+	case "deny":
+		return Denied, said
+	case "rewrite":
+		return Rewritten, said
+	}
+	return Unclear, said
+}
+
+// clean keeps an endpoint's reason from acting on whoever reads it.
+func clean(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, ""))
+	if len(s) > maxReason {
+		s = strings.ToValidUTF8(s[:maxReason], "")
+	}
+	return s
+}
