@@ -81,6 +81,8 @@ type Account struct {
 	// the registration data is gone.
 	Used time.Time `json:"used,omitzero"`
 	Ends time.Time `json:"ends,omitzero"`
+	// Expiring is set from the warning before that end.
+	Expiring bool `json:"expiring,omitempty"`
 }
 
 // Allowed returns ErrRegionForbidden when the account may not have apps in the

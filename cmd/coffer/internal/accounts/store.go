@@ -338,6 +338,7 @@ func (s *Store) account(id string, r row, p private) Account {
 	}
 	if a.State == Active {
 		a.Ends = s.life.Ends(r.Used)
+		a.Expiring = s.life.Warned(r.Used, s.now())
 	}
 	return a
 }

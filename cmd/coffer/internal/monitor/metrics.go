@@ -26,6 +26,7 @@ type Metrics struct {
 	events   prometheus.Counter
 	kmsCalls *prometheus.CounterVec   // operation, outcome
 	kmsTime  *prometheus.HistogramVec // operation
+	unused   *prometheus.CounterVec   // kind, outcome
 }
 
 // NewMetrics returns the metrics of a region, with those of the process.
@@ -51,7 +52,10 @@ func NewMetrics(region string, log *slog.Logger) *Metrics {
 	m.kmsTime = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "coffer_kms_seconds", Help: "How long calls of the key provider took.", Buckets: seconds,
 	}, []string{"operation"})
-	m.Register(m.requests, m.seconds, m.events, m.kmsCalls, m.kmsTime)
+	m.unused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "coffer_unused_records_total", Help: "Accounts and profiles that nobody has used: warned of, and ended.",
+	}, []string{"kind", "outcome"})
+	m.Register(m.unused, m.requests, m.seconds, m.events, m.kmsCalls, m.kmsTime)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector(),
 	)
@@ -86,6 +90,16 @@ func (m *Metrics) KMS(c kms.Call, outcome string) {
 	}
 	m.kmsCalls.WithLabelValues(c.Operation, outcome).Inc()
 	m.kmsTime.WithLabelValues(c.Operation).Observe(c.Duration.Seconds())
+}
+
+// Unused counts records that nobody has used: those that were warned of, and those
+// that have ended.
+func (m *Metrics) Unused(kind string, warned, ended int) {
+	if m == nil {
+		return
+	}
+	m.unused.WithLabelValues(kind, "warned").Add(float64(warned))
+	m.unused.WithLabelValues(kind, "ended").Add(float64(ended))
 }
 
 // A Gauge is a figure that is looked up when somebody scrapes.

@@ -62,6 +62,7 @@ func (r *region) sweepShelf(ctx context.Context, sweep shelf.Sweep) {
 	if err == nil {
 		r.swept.done(sweep.Name, began)
 	}
+	r.metrics.Unused(sweep.Name, done.Warned, done.Ended)
 	if done != (shelf.Result{}) {
 		r.log.Info("unused records have ended or were warned of", "kind", sweep.Name, "ended", done.Ended, "warned", done.Warned)
 	}

@@ -97,6 +97,7 @@ func TestMetrics(t *testing.T) {
 		`coffer_stored_bytes{kind="keyring",region="eu"} `,
 		`coffer_view_store_bytes{region="eu"} `,
 		`coffer_keys_in_memory{kind="apps",region="eu"} `,
+		`coffer_unused_records_total{kind="profiles",outcome="ended",region="eu"} 0`,
 		`coffer_keys_degraded{region="eu"} 0`,
 		`coffer_deliveries{region="eu",state="waiting"} 0`,
 		`coffer_delivery_overdue_seconds{region="eu"} 0`,

@@ -242,7 +242,7 @@ func (r *retentionSite) lastSequence(stream string) uint64 {
 func (r *retentionSite) unused(users *planApp) {
 	r.t.Helper()
 	r.freeze(r.start.Add(180*shortDay - time.Second))
-	if got := string(r.do(request{path: "/v1/admin/accounts/acme", token: r.operator}).body); !strings.Contains(got, "canary") {
+	if got := string(r.do(request{path: "/v1/admin/accounts/acme", token: r.operator}).body); !strings.Contains(got, "canary") || !strings.Contains(got, `"expiring":true`) {
 		r.t.Errorf("the account at its end: %s", got)
 	}
 	r.until("its owner is warned", func() bool { return strings.Contains(r.audited("account:acme"), "account.expiring") })
