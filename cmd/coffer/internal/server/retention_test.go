@@ -221,7 +221,7 @@ func (r *retentionSite) routes(a *planApp) map[string]answer {
 func (r *retentionSite) message(a *planApp, when string, there bool) {
 	r.t.Helper()
 	for name, got := range r.routes(a) {
-		has := strings.Contains(string(got.body), "m1") || strings.Contains(string(got.body), "canary")
+		has := strings.Contains(string(got.body), `"m1`) || strings.Contains(string(got.body), "canary")
 		if has != there || there && got.status != 200 {
 			r.t.Errorf("%s, %s: %d %s, want the message there: %v", when, name, got.status, got.body, there)
 		}
