@@ -24,6 +24,9 @@ type Retention struct {
 	// written at most once, however often it is used; 1 day. What is used may
 	// end this much early, counted from the last use, and no earlier.
 	Refresh time.Duration
+	// Exports is how long an export can be fetched, counted from when it was asked
+	// for; 7 days.
+	Exports time.Duration
 	// Tombstones is how long the keyring tells when the key of an epoch was
 	// destroyed; 30 days. That it was, it tells for ever.
 	Tombstones time.Duration
@@ -42,6 +45,7 @@ func (r Retention) WithDefaults() Retention {
 	r.Profiles = cmp.Or(r.Profiles, 180*day)
 	r.Warning = cmp.Or(r.Warning, 30*day)
 	r.Refresh = cmp.Or(r.Refresh, day)
+	r.Exports = cmp.Or(r.Exports, 7*day)
 	r.Tombstones = cmp.Or(r.Tombstones, 30*day)
 	return r
 }
@@ -49,7 +53,7 @@ func (r Retention) WithDefaults() Retention {
 // Validate reports whether the lifetimes can be used, the defaults filled in.
 func (r Retention) Validate() error {
 	r = r.WithDefaults()
-	shortest := min(r.Attachments, r.Callbacks, r.Monitoring, r.Audit, r.Accounts, r.Profiles, r.Warning, r.Refresh, r.Tombstones)
+	shortest := min(r.Attachments, r.Callbacks, r.Monitoring, r.Audit, r.Accounts, r.Profiles, r.Warning, r.Refresh, r.Exports, r.Tombstones)
 	switch {
 	case shortest < 0:
 		return fmt.Errorf("retention: %w: a lifetime is negative", ErrInvalid)
@@ -75,6 +79,7 @@ const (
 	KindAudit       Kind = "audit"
 	KindAccounts    Kind = "accounts"
 	KindProfiles    Kind = "profiles"
+	KindExports     Kind = "exports"
 	KindRegistry    Kind = "registry"
 	KindKeyring     Kind = "keyring"
 )
@@ -173,6 +178,9 @@ func RetentionTable(region string, plans []Plan, r Retention) []Rule {
 			Kind: KindProfiles, Lifetime: r.Profiles, Since: SinceUse, Warning: r.Warning, Read: true, Storage: ExpirySweep, Key: true,
 			Streams: []string{"KV_" + ProfileBucket(region)},
 		},
+		// An export is rows that say which events it has; its files are made when
+		// they are fetched, from the views, and have nothing that has expired there.
+		Rule{Kind: KindExports, Lifetime: r.Exports, Since: SinceArrival, Read: true, Storage: ExpirySweep, Streams: registry},
 		Rule{Kind: KindRegistry, Storage: ExpiryNone, Streams: registry},
 		Rule{Kind: KindKeyring, Storage: ExpiryNone, Streams: []string{"KV_" + KeyringBucket(region)}},
 	)

@@ -17,7 +17,7 @@ func TestRetentionDefaults(t *testing.T) {
 		"messages/free": 3 * day, "messages/basic": 7 * day, "messages/pro": 90 * day, "messages/enterprise": 180 * day,
 		"views/free": 3 * day, "views/basic": 7 * day, "views/pro": 90 * day, "views/enterprise": 180 * day,
 		"attachments/": 7 * day, "callbacks/": 3 * day, "monitoring/": 7 * day, "audit/": 400 * day,
-		"accounts/": 180 * day, "profiles/": 180 * day, "registry/": 0, "keyring/": 0,
+		"accounts/": 180 * day, "profiles/": 180 * day, "exports/": 7 * day, "registry/": 0, "keyring/": 0,
 	}
 	table := journal.RetentionTable("eu", journal.DefaultPlans(), journal.Retention{})
 	for _, rule := range table {

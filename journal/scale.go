@@ -34,7 +34,7 @@ func (p Plan) validateScaled() error {
 func (r Retention) Scaled(day time.Duration) Retention {
 	r = r.WithDefaults()
 	for _, lifetime := range []*time.Duration{
-		&r.Attachments, &r.Callbacks, &r.Monitoring, &r.Audit, &r.Accounts, &r.Profiles, &r.Warning, &r.Refresh, &r.Tombstones,
+		&r.Attachments, &r.Callbacks, &r.Monitoring, &r.Audit, &r.Accounts, &r.Profiles, &r.Warning, &r.Refresh, &r.Exports, &r.Tombstones,
 	} {
 		*lifetime = scaled(*lifetime, day)
 	}

@@ -18,6 +18,7 @@ type Retention struct {
 	Profiles    Duration `toml:"profiles"`    // unused; default 180d
 	Warning     Duration `toml:"warning"`     // before the end of the two; default 30d
 	Refresh     Duration `toml:"refresh"`     // one write of their clocks at most; default 1d
+	Exports     Duration `toml:"exports"`     // default 7d
 }
 
 // Journal returns the lifetimes in the journal's terms, the defaults filled in.
@@ -26,6 +27,7 @@ func (r Retention) Journal() journal.Retention {
 		Attachments: time.Duration(r.Attachments), Callbacks: time.Duration(r.Callbacks),
 		Monitoring: time.Duration(r.Monitoring), Audit: time.Duration(r.Audit),
 		Accounts: time.Duration(r.Accounts), Profiles: time.Duration(r.Profiles),
+		Exports: time.Duration(r.Exports),
 		Warning: time.Duration(r.Warning), Refresh: time.Duration(r.Refresh),
 	}.WithDefaults()
 }

@@ -47,7 +47,8 @@ type Options struct {
 	Runner *projections.Runner
 	Rows   kms.Rows // of the registry's bucket
 
-	// Keep is how long an export stays after it was asked for; DefaultKeep when 0.
+	// Keep is how long an export stays after it was asked for; what the retention
+	// table says when 0.
 	Keep time.Duration
 	// Lease is how long a worker may be silent before another takes over; 30 s.
 	Lease time.Duration
@@ -66,8 +67,6 @@ const (
 	partEvents   = 100_000
 	partBytes    = 64 << 20
 
-	// DefaultKeep is how long an export stays.
-	DefaultKeep = 7 * 24 * time.Hour
 	// MaxPerApp is how many exports an app may have at a time.
 	MaxPerApp = 32
 	maxFiles  = 16_384
@@ -88,7 +87,7 @@ type Exports struct {
 // New returns the exports of a region. [Exports.Run] does the work.
 func New(o Options) *Exports {
 	if o.Keep <= 0 {
-		o.Keep = DefaultKeep
+		o.Keep = o.Journal.Retention().Exports
 	}
 	if o.Lease <= 0 {
 		o.Lease = defaultLease

@@ -252,7 +252,7 @@ func TestEnds(t *testing.T) {
 	}
 	must(t, w.o.Rows.(*journal.Rows).Sweep(ctx))
 
-	w.shift.Store(int64(DefaultKeep + time.Hour))
+	w.shift.Store(int64(w.o.Journal.Retention().Exports + time.Hour))
 	w.pass(e)
 	if jobs, err := e.List(ctx, w.app.ID); err != nil || len(jobs) != 0 {
 		t.Errorf("%d exports outlive their time, %v", len(jobs), err)

@@ -223,7 +223,6 @@ func (r *region) openJournal(ctx context.Context) error {
 	})
 	r.exports = exports.New(exports.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
-		Keep: r.options.scaled(exports.DefaultKeep),
 	})
 	if err := r.openCallbacks(); err != nil {
 		return err
