@@ -60,6 +60,7 @@ func (r *region) openCallbacks() error {
 	})
 	d.presend = presend.New(presend.Config{
 		Rows: r.rows, Endpoints: d.engine.Endpoints, Journal: r.journal, Post: d.engine.Ask, Failing: r.presendFailing, Log: r.log,
+		Count:      r.metrics.Counter("coffer_presend_questions_total", "What has become of the questions before messages are stored.", "outcome"),
 		MaxTimeout: time.Duration(r.options.config.Callbacks.PresendTimeout),
 	})
 	r.callbacks = d

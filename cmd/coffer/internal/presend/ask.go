@@ -103,6 +103,9 @@ func (a *Asker) put(ctx context.Context, s *asked, app journal.AppID, e *journal
 		}
 	}
 	s.counts.add(outcome)
+	if a.Count != nil {
+		a.Count(string(outcome))
+	}
 	switch outcome {
 	case Allowed, Rewritten:
 		return data, nil

@@ -71,6 +71,8 @@ type Config struct {
 	// Failing is told that an app's endpoint does not answer and is left alone for
 	// a while.
 	Failing func(app journal.AppID, e *endpoints.Endpoint)
+	// Count is told of each outcome; nil means nobody is.
+	Count func(outcome string)
 	// MaxTimeout is the longest time a setting may have; 0 means the constant.
 	MaxTimeout time.Duration
 	Log        *slog.Logger

@@ -18,6 +18,8 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/node"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
+	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/client"
 )
 
 // judge is the server of somebody who is asked about messages.
@@ -201,6 +203,20 @@ func TestPresend(t *testing.T) {
 	// An app's backend may leave the question out, a user may not.
 	if a := s.do(request{method: "POST", path: s.events() + "?presend=skip", body: sent("skipped", "ann", "ben", "bad")}); a.status != http.StatusCreated || j.times("skipped") != 0 {
 		t.Errorf("skipped: %d %s", a.status, a.body)
+	}
+	unasked := client.Config{URL: s.url, Token: client.StaticToken(s.token), HTTP: s.client, Unasked: true}
+	if unasked.App, err = journal.ParseAppID(s.app); err != nil {
+		t.Fatal(err)
+	}
+	importing, err := client.New(unasked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	results, err := importing.Append(t.Context(), journal.Event{
+		ID: "imported", Type: journal.MessageSent, Sender: "ann", Recipient: "ben", Data: []byte(`{"bodies":[{"type":"txt","msg":"bad"}]}`),
+	})
+	if err != nil || results[0].Err != nil || j.times("imported") != 0 {
+		t.Errorf("imported: %v, %v", results, err)
 	}
 	if a := s.do(request{method: "POST", path: s.events() + "?presend=skip", token: s.userToken("ann"), body: sent("user", "ann", "ben", "bad")}); a.status != http.StatusForbidden {
 		t.Errorf("skipped by a user: %d %s", a.status, a.body)
