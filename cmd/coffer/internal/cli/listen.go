@@ -123,7 +123,7 @@ func (c *listenCmd) keys(r *runner, o *listen.Options, spec *client.EndpointSpec
 	if err != nil {
 		return err
 	}
-	for _, field := range strings.Fields(text) {
+	for field := range strings.FieldsSeq(text) {
 		s, err := webhook.ParseSecret(field)
 		if err != nil {
 			return fmt.Errorf("COFFER_WEBHOOK_SECRET or --secret-file: %w", err)
