@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -147,6 +148,10 @@ type request struct {
 
 	lastEvent string // Last-Event-ID
 	key       string // Idempotency-Key
+	header    http.Header
+
+	stream io.Reader // instead of body; good for one attempt
+	size   int64     // of stream
 }
 
 // appPath is a path below the app.
@@ -175,6 +180,10 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, fmt.Errorf("building the request: %w", err)
 	}
+	if r.size > 0 {
+		req.Body, req.ContentLength = io.NopCloser(r.stream), r.size
+	}
+	maps.Copy(req.Header, r.header)
 	if source != nil {
 		token, err := source(ctx)
 		if err != nil {

@@ -215,7 +215,8 @@ func (c *Client) ExportManifest(ctx context.Context, id string) (m ExportManifes
 func (c *Client) ExportFile(ctx context.Context, id, name string, begin func() (io.Writer, error)) error {
 	p := patience{limit: c.retryFor}
 	for {
-		n, err := c.fetch(ctx, id, name, begin)
+		r := request{method: http.MethodGet, path: c.appPath("exports", id, "files", name)}
+		n, err := c.download(ctx, r, func(*http.Response) (io.Writer, error) { return begin() })
 		if err == nil {
 			return nil
 		}
@@ -228,15 +229,17 @@ func (c *Client) ExportFile(ctx context.Context, id, name string, begin func() (
 	}
 }
 
-func (c *Client) fetch(ctx context.Context, id, name string, begin func() (io.Writer, error)) (int64, error) {
+// download makes one attempt, which may take as long as something arrives, and
+// returns how much has been written.
+func (c *Client) download(ctx context.Context, r request, begin func(*http.Response) (io.Writer, error)) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	resp, err := c.send(ctx, request{method: http.MethodGet, path: c.appPath("exports", id, "files", name)})
+	resp, err := c.send(ctx, r)
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	w, err := begin()
+	w, err := begin(resp)
 	if err != nil {
 		return 0, err
 	}

@@ -67,6 +67,7 @@ type commands struct {
 	Account   accountCmds   `cmd:"" help:"Make and change accounts (as an operator)."`
 	App       appCmds       `cmd:"" help:"Make, list and change apps (as an operator)."`
 	Keys      keysCmds      `cmd:"" help:"Administer the keys of a region (as an operator)."`
+	Attach    attachCmds    `cmd:"" name:"attachments" help:"Store, fetch and delete attachments."`
 	Erasures  erasuresCmds  `cmd:"" help:"Erase users, and keep what proves it."`
 	Audit     auditCmd      `cmd:"" help:"Read and verify the audit log (as an operator)."`
 	Doctor    doctorCmd     `cmd:"" help:"Check that a server can be used, and say what is wrong."`
