@@ -20,11 +20,7 @@ type Stored struct {
 // kinds' names. Accounts and the registry share a bucket, which counts as the
 // registry's.
 func (j *Journal) Stored(ctx context.Context) ([]Stored, error) {
-	want, err := j.wantedStreams()
-	if err != nil {
-		return nil, err
-	}
-	found, err := j.findStreams(ctx, slices.Sorted(maps.Keys(want)))
+	found, err := j.presentStreams(ctx)
 	if err != nil {
 		return nil, err
 	}

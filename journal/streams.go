@@ -228,6 +228,15 @@ func (j *Journal) findStreams(ctx context.Context, names []string) (map[string]*
 	return found, group.Wait()
 }
 
+// presentStreams returns those of the region's streams that are there.
+func (j *Journal) presentStreams(ctx context.Context) (map[string]*jetstream.StreamInfo, error) {
+	want, err := j.wantedStreams()
+	if err != nil {
+		return nil, err
+	}
+	return j.findStreams(ctx, slices.Sorted(maps.Keys(want)))
+}
+
 func (j *Journal) loadStreamsRecord(ctx context.Context) (streamsRecord, uint64, error) {
 	row, err := j.rows.Load(ctx, streamsRow)
 	if errors.Is(err, kms.ErrRowNotFound) {
