@@ -190,6 +190,8 @@ func TestSyncFollowsBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := syncer.of("A")
+		b.mu.Lock() // the server's watch settles beside
+		defer b.mu.Unlock()
 		open, err := b.last.Stat()
 		if err != nil {
 			t.Fatal(err)
@@ -205,10 +207,19 @@ func TestSyncFollowsBlocks(t *testing.T) {
 			t.Fatalf("%s: %v", what, err)
 		}
 	}
+	at := func() (index int, settled bool) {
+		b := syncer.of("A")
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.index, b.settled
+	}
 	// rests waits until nothing but the folder's time is looked at.
 	rests := func() {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); !syncer.of("A").settled; time.Sleep(freshFolder / 10) {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(freshFolder / 10) {
+			if _, settled := at(); settled {
+				return
+			}
 			if time.Now().After(deadline) {
 				t.Fatal("the folder does not come to rest")
 			}
@@ -218,14 +229,16 @@ func TestSyncFollowsBlocks(t *testing.T) {
 	for range 300 { // through many blocks, the first of which vanish by the limit
 		follows("append")
 	}
-	if i := syncer.of("A").index; i < 5 {
+	if i, _ := at(); i < 5 {
 		t.Fatalf("only %d blocks", i)
 	}
 	rests()
-	for i, end := syncer.of("A").index, 0; syncer.of("A").index == i; end++ {
-		if follows("append after a rest"); end > 100 {
+	before, _ := at()
+	for now, n := before, 0; now == before; n++ {
+		if follows("append after a rest"); n > 100 {
 			t.Fatal("no new block")
 		}
+		now, _ = at()
 	}
 	rests()
 	// Several blocks between two syncs.
