@@ -1,6 +1,7 @@
 package presend
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -53,6 +54,14 @@ func (m *memory) decide(key decisionKey, put func() (jsontext.Value, error)) *de
 	m.mu.Unlock()
 	d.data, d.err = put()
 	close(d.done)
+	if errors.Is(d.err, ErrUnanswered) {
+		// It may be sent again, and is asked about again then.
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.decided[key] == d {
+			delete(m.decided, key)
+		}
+	}
 	return d
 }
 

@@ -1,6 +1,7 @@
 package presend
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -87,6 +88,27 @@ func TestMemory(t *testing.T) {
 	}
 	if len(m.decided) > mostKept {
 		t.Errorf("%d answers are kept", len(m.decided))
+	}
+}
+
+// TestUnansweredIsAskedAgain remembers answers, and not that there was none.
+func TestUnansweredIsAskedAgain(t *testing.T) {
+	m := memory{decided: make(map[decisionKey]*decision)}
+	key := decisionKey{id: "a"}
+	asked := 0
+	put := func() (jsontext.Value, error) {
+		if asked++; asked == 1 {
+			return nil, fmt.Errorf("%w: %s", ErrUnanswered, Late)
+		}
+		return nil, &Refusal{}
+	}
+	for i, want := range []error{ErrUnanswered, ErrRefused, ErrRefused} {
+		if d := m.decide(key, put); !errors.Is(d.err, want) {
+			t.Errorf("try %d: %v", i, d.err)
+		}
+	}
+	if asked != 2 {
+		t.Errorf("asked %d times, wanted 2", asked)
 	}
 }
 
