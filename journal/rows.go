@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -374,7 +373,7 @@ func (r *Rows) names(ctx context.Context, prefix string) (map[string]bool, error
 		return nil, err
 	}
 	there := map[string]bool{}
-	err = r.scan(ctx, 0, math.MaxUint64, true, func(m scanned) error {
+	err = r.scan(ctx, func(m scanned) error {
 		if strings.HasPrefix(m.name, prefix) {
 			there[m.name] = m.operation != kvDelete && m.operation != kvPurge
 		}

@@ -152,7 +152,7 @@ type survey struct {
 
 func (r *Rows) survey(ctx context.Context) (survey, error) {
 	s := survey{last: map[string]uint64{}}
-	err := r.scan(ctx, 0, math.MaxUint64, true, func(m scanned) error {
+	err := r.scan(ctx, func(m scanned) error {
 		if seq, ok := s.last[m.name]; ok && !filler(m.name) {
 			s.replaced = append(s.replaced, seq)
 		}

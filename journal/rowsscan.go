@@ -22,19 +22,16 @@ type scanned struct {
 	name      string
 	sequence  uint64
 	operation string // of a marker
-	data      []byte // nil when only headers were asked for
 }
 
-var errScanEnd = errors.New("the last message was seen")
-
-// scan calls f for the messages of the bucket from one sequence to another, in
-// their order. An error of f ends it. It costs a tenth of asking for each.
-func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(scanned) error) error {
+// scan calls f for the messages of the bucket, without what is in them, in their
+// order. An error of f ends it. It costs a tenth of asking for each.
+func (r *Rows) scan(ctx context.Context, f func(scanned) error) error {
 	var consumer jetstream.Consumer
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		consumer, err = r.js.CreateOrUpdateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
-			FilterSubject: r.prefix + ">", DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(from, 1),
-			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, HeadersOnly: headers, InactiveThreshold: scanIdle,
+			FilterSubject: r.prefix + ">", DeliverPolicy: jetstream.DeliverAllPolicy,
+			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, HeadersOnly: true, InactiveThreshold: scanIdle,
 		})
 		return streamError(err)
 	})
@@ -59,12 +56,10 @@ func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(s
 		before := expected
 		for msg := range batch.Messages() {
 			if err == nil {
-				err = r.see(msg, to, &expected, f)
+				err = r.see(msg, &expected, f)
 			}
 		}
 		switch {
-		case errors.Is(err, errScanEnd):
-			return nil
 		case err != nil:
 			return err
 		case errors.Is(batch.Error(), nats.ErrNoResponders) && time.Now().Before(ready) && pause(ctx, retryPause):
@@ -78,7 +73,7 @@ func (r *Rows) scan(ctx context.Context, from, to uint64, headers bool, f func(s
 }
 
 // see hands on one message, and refuses a gap in what the consumer delivered.
-func (r *Rows) see(msg jetstream.Msg, to uint64, expected *uint64, f func(scanned) error) error {
+func (r *Rows) see(msg jetstream.Msg, expected *uint64, f func(scanned) error) error {
 	meta, err := msg.Metadata()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -87,15 +82,8 @@ func (r *Rows) see(msg jetstream.Msg, to uint64, expected *uint64, f func(scanne
 		return fmt.Errorf("%w: message %d of the scan is missing", ErrUnavailable, *expected)
 	}
 	*expected++
-	if meta.Sequence.Stream > to {
-		return errScanEnd
-	}
-	err = f(scanned{
+	return f(scanned{
 		name: strings.TrimPrefix(msg.Subject(), r.prefix), sequence: meta.Sequence.Stream,
-		operation: msg.Headers().Get(kvOperation), data: msg.Data(),
+		operation: msg.Headers().Get(kvOperation),
 	})
-	if err == nil && meta.Sequence.Stream == to {
-		return errScanEnd
-	}
-	return err
 }
