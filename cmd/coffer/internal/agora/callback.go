@@ -24,12 +24,15 @@ func Types() []journal.Type {
 	}
 }
 
-// A Callback is what stands around an event in a post-send callback.
+// A Callback is what stands around an event in a callback.
 type Callback struct {
 	CallID string // APPKEY_UUID
 	// Secret makes the member security. It covers the call's id and time and
 	// nothing else: whoever sees one body can send another under it.
 	Secret string
+	// Question makes it a pre-send callback, which asks whether the message may be
+	// sent: that has no eventType and no securityVersion.
+	Question bool
 	// Delivery is the member "delivery", JSON, which is not the vendor's; none when
 	// it is nil.
 	Delivery []byte
@@ -45,8 +48,8 @@ func Security(callID, secret string, millis int64) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// AppendCallback appends an event as a post-send callback. ok is false for types
-// that have no form.
+// AppendCallback appends an event as a callback. ok is false for types that have no
+// form.
 func AppendCallback(dst []byte, e journal.Event, c Callback) (body []byte, ok bool, err error) {
 	kind, ok := chatType(e)
 	if !ok {
@@ -65,7 +68,9 @@ func AppendCallback(dst []byte, e journal.Event, c Callback) (body []byte, ok bo
 	}
 	body = appendMember(body, "from", quoted(e.Sender))
 	body = appendMember(body, "to", quoted(to))
-	body = appendMember(body, "msg_id", quoted(e.ID))
+	if e.ID != "" {
+		body = appendMember(body, "msg_id", quoted(e.ID))
+	}
 	if e.Type == journal.MessageRecalled {
 		body = appendMember(body, "recall_id", quoted(e.Target))
 	}
@@ -89,10 +94,14 @@ func beginCallback(c Callback, millis int64, kind string) ([]byte, error) {
 		return nil, err
 	}
 	body := appendMember([]byte{'{'}, "callId", quoted(c.CallID))
-	body = appendMember(body, "eventType", quoted("chat"))
+	if !c.Question {
+		body = appendMember(body, "eventType", quoted("chat"))
+	}
 	body = appendMember(body, "timestamp", strconv.AppendInt(nil, millis, 10))
 	body = appendMember(body, "chat_type", quoted(kind))
-	body = appendMember(body, "securityVersion", quoted(securityVersion))
+	if !c.Question {
+		body = appendMember(body, "securityVersion", quoted(securityVersion))
+	}
 	return appendMember(body, "security", quoted(security)), nil
 }
 

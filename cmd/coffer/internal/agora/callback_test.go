@@ -53,6 +53,10 @@ func TestAppendCallback(t *testing.T) {
 	if _, ok, err := AppendCallback(nil, journal.Event{Type: journal.MemberJoined}, Callback{}); ok || err != nil {
 		t.Errorf("a type without a form: %v, %v", ok, err)
 	}
+	question, _, err := AppendCallback(nil, journal.Event{Type: journal.MessageSent, Sender: "a", Recipient: "b"}, Callback{CallID: "a_1", Question: true})
+	if err != nil || strings.Contains(string(question), "eventType") || strings.Contains(string(question), "msg_id") || strings.Contains(string(question), "securityVersion") {
+		t.Errorf("a question about what has no id: %s, %v", question, err)
+	}
 	gone, err := AppendGone(nil, "msg_1", 5, Callback{CallID: "a_1", Secret: "s"})
 	if err != nil || !strings.Contains(string(gone), `"chat_type":"gone"`) || !strings.Contains(string(gone), `"payload":{}`) {
 		t.Errorf("gone: %s, %v", gone, err)

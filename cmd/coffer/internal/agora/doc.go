@@ -30,7 +30,8 @@
 // what the form cannot say; Parse gives the same event back
 // (docs/format/export.md).
 //
-// [AppendCallback] writes an event as the body of a post-send callback.
+// [AppendCallback] writes an event as the body of a post-send or pre-send callback,
+// and [ParseVerdict] reads the answer to the latter.
 //
 // # Limits
 //
@@ -42,7 +43,7 @@
 // Parsing is pure: the same line gives the same event, always. That is what makes
 // an import that is run again find what it stored before.
 //
-// Sources: the vendor's pages "Retrieve message history" and "Callbacks and
-// events" (docs.agora.io), and doc.easemob.com for read receipts, recalls and
-// edits.
+// Sources: the vendor's pages "Retrieve message history", "Set up HTTP callbacks" and
+// "Callbacks and events" (docs.agora.io), and doc.easemob.com for read receipts,
+// recalls, edits and the answers to pre-send callbacks.
 package agora

@@ -5,23 +5,39 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/agora"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
+	"github.com/cofferdb/coffer/journal"
 )
 
 const typeQuestion = "message.question"
 
-// Ask asks an endpoint about an event, JSON, that is not stored yet. The request
-// is signed as all others, and sealed where the endpoint's bodies are.
-func (e *Engine) Ask(ctx context.Context, ep *endpoints.Endpoint, event []byte) (Answer, error) {
+// Ask asks an endpoint about an event that is not stored yet, in the form of the
+// endpoint's mode. The request is signed as all others, and sealed where the
+// endpoint's bodies are.
+func (e *Engine) Ask(ctx context.Context, ep *endpoints.Endpoint, event *journal.Event) (Answer, error) {
 	id := "msg_" + randomText()
-	body, err := control(ep, id, typeQuestion, e.now(), jsontext.Value(event))
+	h := make(http.Header, 8)
+	if ep.Mode == endpoints.Agora {
+		body, err := agoraQuestion(ep, id, event)
+		if err != nil {
+			return Answer{}, fmt.Errorf("making a request: %w", err)
+		}
+		h.Set("Content-Type", typeJSON)
+		return e.post(ctx, ep, id, h, body), nil
+	}
+	data, err := askedAbout(ep.App, event)
 	if err != nil {
 		return Answer{}, fmt.Errorf("making a request: %w", err)
 	}
-	h := make(http.Header, 8)
+	body, err := control(ep, id, typeQuestion, e.now(), data)
+	if err != nil {
+		return Answer{}, fmt.Errorf("making a request: %w", err)
+	}
 	h.Set("Content-Type", typeEvent)
 	if ep.Mode == endpoints.Sealed {
 		recipient, err := webhook.ParseRecipient([]byte(ep.Encryption))
@@ -37,4 +53,36 @@ func (e *Engine) Ask(ctx context.Context, ep *endpoints.Endpoint, event []byte) 
 		body = []byte(sealed)
 	}
 	return e.post(ctx, ep, id, h, body), nil
+}
+
+// agoraQuestion is the vendor's pre-send callback.
+func agoraQuestion(ep *endpoints.Endpoint, id string, event *journal.Event) ([]byte, error) {
+	body, ok, err := agora.AppendCallback(nil, *event, agora.Callback{
+		CallID: ep.Agora.AppKey + "_" + uuidOf(id), Secret: string(ep.Agora.Secret), Question: true,
+		Delivery: []byte(`{"type":"` + typeQuestion + `"}`),
+	})
+	if err == nil && !ok {
+		err = fmt.Errorf("%s has no form in the mode agora", event.Type)
+	}
+	return body, err
+}
+
+// askedAbout is an event as the other modes have it.
+func askedAbout(app journal.AppID, e *journal.Event) (jsontext.Value, error) {
+	return json.Marshal(struct {
+		SpecVersion      string         `json:"specversion"`
+		ID               string         `json:"id,omitzero"`
+		Source           string         `json:"source"`
+		Type             string         `json:"type"`
+		Time             string         `json:"time"`
+		Conversation     string         `json:"conversation"`
+		ConversationType string         `json:"conversationtype"`
+		Sender           string         `json:"sender,omitzero"`
+		Recipient        string         `json:"recipient,omitzero"`
+		Target           string         `json:"target,omitzero"`
+		Data             jsontext.Value `json:"data"`
+	}{
+		"1.0", e.ID, "/apps/" + app.String(), e.Type.String(), e.Time.UTC().Format(timeLayout),
+		e.Conversation, e.ConversationType.String(), e.Sender, e.Recipient, e.Target, e.Data,
+	})
 }

@@ -167,7 +167,7 @@ func (r *Receiver) look(h http.Header, body []byte) (Received, []byte) {
 	if got.Security = r.security(value); got.Security == Invalid {
 		got.Status, got.Error = http.StatusUnauthorized, "security is not that of the secret"
 	}
-	if got.Type, challenge = kindOf(value); challenge != nil && got.Signature != Invalid {
+	if got.Type, challenge = kindOf(value); challenge != nil && got.Signature != Invalid && got.Security != Invalid {
 		got.Status = http.StatusOK
 	}
 	return got, challenge
@@ -181,6 +181,9 @@ func kindOf(body jsontext.Value) (kind string, challenge []byte) {
 	var event struct {
 		Type      string         `json:"type"`
 		EventType string         `json:"eventType"`
+		Delivery  struct {
+			Type string `json:"type"`
+		} `json:"delivery"`
 		Data      jsontext.Value `json:"data"`
 	}
 	if body.Kind() == '[' {
@@ -198,6 +201,9 @@ func kindOf(body jsontext.Value) (kind string, challenge []byte) {
 	}
 	if event.Type == typeQuestion {
 		return event.Type, []byte(`{"decision":"allow"}`)
+	}
+	if event.Delivery.Type == typeQuestion { // in Agora's form
+		return typeQuestion, []byte(`{"valid":true}`)
 	}
 	if event.Type == "" {
 		event.Type = event.EventType

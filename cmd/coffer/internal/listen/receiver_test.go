@@ -105,6 +105,25 @@ func TestSignatures(t *testing.T) {
 	}
 }
 
+// TestQuestions allows what it is asked about, in either form.
+func TestQuestions(t *testing.T) {
+	l := start(t, listen.Options{AgoraSecret: "s3cret", Status: 503})
+	// echo -n 'a#b_1s3cret5' | md5sum
+	inAgora := `{"callId":"a#b_1","timestamp":5,"chat_type":"chat","security":"SUM","delivery":{"type":"message.question"}}`
+	for body, want := range map[string]string{
+		`{"type":"message.question","data":{}}`:                                  `{"decision":"allow"}`,
+		strings.Replace(inAgora, "SUM", "da609c153643149b1a00540b5dbd386f", 1): `{"valid":true}`,
+	} {
+		status, answer := l.post(t, "application/json", body)
+		if got := l.last(); status != 200 || answer != want || got.Type != "message.question" {
+			t.Errorf("%s: %d %s, %+v", body, status, answer, got)
+		}
+	}
+	if status, _ := l.post(t, "application/json", inAgora); status != 401 || l.last().Security != listen.Invalid {
+		t.Errorf("of another: %d, %+v", status, l.last())
+	}
+}
+
 func TestSealed(t *testing.T) {
 	key, err := webhook.NewPrivateKey()
 	if err != nil {

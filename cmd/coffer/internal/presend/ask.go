@@ -7,10 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/journal"
 )
 
@@ -98,7 +96,7 @@ func (a *Asker) put(ctx context.Context, s *asked, app journal.AppID, e *journal
 	var data jsontext.Value
 	if outcome == Rewritten {
 		var ok bool
-		if data, ok = rewrite(e.Data, said.Text, mac); !ok || !s.setting.Rewrite {
+		if data, ok = rewrite(e.Data, said.Text, said.ext, mac); !ok || !s.setting.Rewrite {
 			outcome, data = Unclear, nil
 		}
 	}
@@ -119,13 +117,6 @@ func (a *Asker) put(ctx context.Context, s *asked, app journal.AppID, e *journal
 	}
 }
 
-// answer is what an endpoint says.
-type answer struct {
-	Decision string `json:"decision"`
-	Text     string `json:"text"`
-	Reason   string `json:"reason"`
-}
-
 // question puts one question to the endpoint.
 func (a *Asker) question(ctx context.Context, s *asked, app journal.AppID, e *journal.Event) (Outcome, answer) {
 	ctx, cancel := context.WithTimeout(ctx, s.setting.Timeout)
@@ -144,59 +135,12 @@ func (a *Asker) question(ctx context.Context, s *asked, app journal.AppID, e *jo
 		s.breaker.giveUp() // that says nothing about the endpoint
 		return Busy, answer{}
 	}
-	got, err := a.Post(ctx, ep, body(app, e))
-	outcome, said := judge(got, err)
+	got, err := a.Post(ctx, ep, e)
+	outcome, said := judge(ep.Mode, e, got, err)
 	if s.breaker.leave(time.Now(), outcome != Late && outcome != Failed) && a.Failing != nil {
 		a.Failing(app, ep)
 	}
 	return outcome, said
-}
-
-// body is an event as it is asked about.
-func body(app journal.AppID, e *journal.Event) []byte {
-	text := struct {
-		SpecVersion      string         `json:"specversion"`
-		ID               string         `json:"id,omitzero"`
-		Source           string         `json:"source"`
-		Type             string         `json:"type"`
-		Time             string         `json:"time"`
-		Conversation     string         `json:"conversation"`
-		ConversationType string         `json:"conversationtype"`
-		Sender           string         `json:"sender,omitzero"`
-		Recipient        string         `json:"recipient,omitzero"`
-		Target           string         `json:"target,omitzero"`
-		Data             jsontext.Value `json:"data"`
-	}{
-		"1.0", e.ID, "/apps/" + app.String(), e.Type.String(), e.Time.UTC().Format("2006-01-02T15:04:05.000Z"),
-		e.Conversation, e.ConversationType.String(), e.Sender, e.Recipient, e.Target, e.Data,
-	}
-	b, err := json.Marshal(text)
-	if err != nil {
-		return []byte("{}") // it was normalised: every part can be encoded
-	}
-	return b
-}
-
-// judge reads what an endpoint has answered.
-func judge(got deliver.Answer, err error) (Outcome, answer) {
-	var said answer
-	switch {
-	case err == nil && got.Cause == journal.CauseTimeout:
-		return Late, said
-	case err != nil, !got.Delivered():
-		return Failed, said
-	case json.Unmarshal(got.Body, &said) != nil:
-		return Unclear, said
-	}
-	switch said.Decision {
-	case "allow":
-		return Allowed, said
-	case "deny":
-		return Denied, said
-	case "rewrite":
-		return Rewritten, said
-	}
-	return Unclear, said
 }
 
 // clean keeps an endpoint's reason from acting on whoever reads it.

@@ -67,7 +67,7 @@ type Config struct {
 	Endpoints *endpoints.Store
 	Journal   *journal.Journal
 	// Post asks an endpoint, within ctx.
-	Post func(ctx context.Context, e *endpoints.Endpoint, event []byte) (deliver.Answer, error)
+	Post func(ctx context.Context, e *endpoints.Endpoint, event *journal.Event) (deliver.Answer, error)
 	// Failing is told that an app's endpoint does not answer and is left alone for
 	// a while.
 	Failing func(app journal.AppID, e *endpoints.Endpoint)

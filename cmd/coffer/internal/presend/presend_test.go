@@ -52,7 +52,7 @@ func TestRewrite(t *testing.T) {
 		`{"bodies":[{"type":"img","url":"u"}]}`:                            "",
 		`{"bodies":[]}`:                                                    "", `{}`: "", `[]`: "", ``: "",
 	} {
-		got, ok := rewrite(jsontext.Value(in), `b"`, "m")
+		got, ok := rewrite(jsontext.Value(in), `b"`, nil, "m")
 		if string(got) != want || ok != (want != "") {
 			t.Errorf("%s: %s, %v", in, got, ok)
 		}
@@ -60,7 +60,7 @@ func TestRewrite(t *testing.T) {
 			t.Errorf("the mark of %s: %s", got, marked(got))
 		}
 	}
-	if _, ok := rewrite(jsontext.Value(`{"bodies":[{"type":"txt","msg":"a"}]}`), "", "m"); ok {
+	if _, ok := rewrite(jsontext.Value(`{"bodies":[{"type":"txt","msg":"a"}]}`), "", nil, "m"); ok {
 		t.Error("an empty text")
 	}
 }

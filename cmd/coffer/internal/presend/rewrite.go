@@ -21,29 +21,44 @@ func marked(data jsontext.Value) string {
 	return v.Mark.MAC
 }
 
-// rewrite replaces the text of a message that has one body, of text, and marks it
-// with what identifies the original. Everything else stays as it is.
-func rewrite(data jsontext.Value, text, mac string) (jsontext.Value, bool) {
+// textOf returns the text of bodies that are one, of text.
+func textOf(bodies jsontext.Value) (string, bool) {
+	var list []struct {
+		Type string `json:"type"`
+		Msg  string `json:"msg"`
+	}
+	if json.Unmarshal(bodies, &list) != nil || len(list) != 1 || list[0].Type != "txt" {
+		return "", false
+	}
+	return list[0].Msg, true
+}
+
+// rewrite replaces the text of a message that has one body, of text, and its ext
+// unless that is nil, and marks it with what identifies the original. Everything
+// else stays as it is.
+func rewrite(data jsontext.Value, text string, ext jsontext.Value, mac string) (jsontext.Value, bool) {
 	quoted, err := jsontext.AppendQuote(nil, text)
-	if err != nil || text == "" {
+	if err != nil || text == "" || ext != nil && ext.Kind() != '{' {
 		return nil, false
 	}
 	replaced := false
+	rest := ext // what has not found its place
 	out, ok := each(data, func(name string, v jsontext.Value) (jsontext.Value, bool) {
 		if name == mark {
 			return nil, true // of a caller that knows the name
 		}
+		if name == "ext" && rest != nil {
+			v, rest = rest, nil
+			return v, true
+		}
 		if name != "bodies" || v.Kind() != '[' {
 			return v, true
 		}
-		var bodies []jsontext.Value
-		if json.Unmarshal(v, &bodies) != nil || len(bodies) != 1 {
+		if _, ok := textOf(v); !ok {
 			return nil, false
 		}
-		var kind struct {
-			Type string `json:"type"`
-		}
-		if json.Unmarshal(bodies[0], &kind) != nil || kind.Type != "txt" {
+		var bodies []jsontext.Value
+		if json.Unmarshal(v, &bodies) != nil {
 			return nil, false
 		}
 		body, ok := each(bodies[0], func(name string, v jsontext.Value) (jsontext.Value, bool) {
@@ -58,7 +73,11 @@ func rewrite(data jsontext.Value, text, mac string) (jsontext.Value, bool) {
 	if !ok || !replaced {
 		return nil, false
 	}
-	out = append(out[:len(out)-1], `,"`+mark+`":{"mac":"`+mac+`"}}`...)
+	out = out[:len(out)-1]
+	if rest != nil {
+		out = append(append(out, `,"ext":`...), rest...)
+	}
+	out = append(out, `,"`+mark+`":{"mac":"`+mac+`"}}`...)
 	return out, out.IsValid()
 }
 
