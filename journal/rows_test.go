@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -100,6 +102,56 @@ func TestRowsOnThreeServers(t *testing.T) {
 		},
 	})
 }
+
+// TestRaftLogsForget replaces a row on three servers and waits until no file of
+// any of them holds the old bytes: what docs/operations/nats.md says about how
+// long that takes. Nothing is written meanwhile, as in a keyring that rests.
+func TestRaftLogsForget(t *testing.T) {
+	if os.Getenv("COFFER_TEST_LONG") == "" {
+		t.Skip("skipped: it waits for minutes; set COFFER_TEST_LONG=1")
+	}
+	cluster := journaltest.StartCluster(t)
+	nc := cluster.Connect()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(t.Context(), journal.Config{Region: region(), Conn: nc, KMS: provider(t, t.TempDir()), Replicas: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = j.Close() }()
+	rows := journal.NewRows(js, journal.KeyringBucket(region().ID), nil)
+	old := []byte("CANARY-of-the-first-revision")
+	revision, err := rows.Create(t.Context(), "app.x", old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rows.Update(t.Context(), "app.x", []byte("second"), revision); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	holders := slices.DeleteFunc(cluster.StoreDirs(), func(dir string) bool { return !search(t, dir, old) })
+	if len(holders) == 0 {
+		t.Fatal("no server holds the bytes right after they were replaced, so the test shows nothing")
+	}
+	for len(holders) > 0 {
+		if time.Since(start) > 10*time.Minute {
+			t.Fatalf("%d servers still hold the bytes after ten minutes", len(holders))
+		}
+		time.Sleep(time.Second)
+		before := len(holders)
+		holders = slices.DeleteFunc(holders, func(dir string) bool { return !search(quiet{t}, dir, old) })
+		if len(holders) < before {
+			t.Logf("%d servers hold them after %s", len(holders), time.Since(start).Round(time.Second))
+		}
+	}
+}
+
+// quiet logs nothing.
+type quiet struct{ testing.TB }
+
+func (quiet) Logf(string, ...any) {}
 
 // TestSweepFinishesErasures makes the state that a crash between writing a row
 // and erasing the one before leaves, and starts again.

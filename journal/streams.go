@@ -68,7 +68,7 @@ func (j *Journal) wantedStreams() (map[string]jetstream.StreamConfig, error) {
 	base := jetstream.StreamConfig{
 		Storage: jetstream.FileStorage, Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld,
 		Replicas: j.cfg.Replicas, MaxMsgSize: int32(min(limit, 1<<30)), //nolint:gosec // bounded
-		AllowAtomicPublish: true, AllowMsgTTL: true, AllowDirect: true,
+		AllowAtomicPublish: true, AllowMsgTTL: true, AllowDirect: direct(j.cfg.Replicas),
 		// The server refuses a window longer than MaxAge, and keeps none when
 		// no message has an id.
 		Duplicates: time.Minute,
@@ -127,20 +127,23 @@ func bucketConfig(bucket string, replicas int) jetstream.StreamConfig {
 		Name: "KV_" + bucket, Subjects: []string{"$KV." + bucket + ".>"},
 		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Replicas: replicas,
 		MaxMsgsPerSubject: bucketRevisions, MaxMsgSize: -1, MaxBytes: -1, MaxMsgs: -1,
-		AllowRollup: true, DenyDelete: false, AllowMsgTTL: true,
-		// Reads must see every write that had returned before: with several
-		// replicas only the leader answers.
-		AllowDirect: replicas <= 1,
-		Duplicates:  2 * time.Minute,
+		AllowRollup: true, DenyDelete: false, AllowMsgTTL: true, AllowDirect: direct(replicas),
+		Duplicates: 2 * time.Minute,
 	}
 }
+
+// direct reports whether messages may be got past the leader. Any server that
+// has a copy answers then, also one that is behind, and a message that was
+// acknowledged would be said to be missing: a read must see every write that
+// had returned before.
+func direct(replicas int) bool { return replicas <= 1 }
 
 // objectsConfig is an object store as clients make it.
 func objectsConfig(bucket string, replicas int) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name: "OBJ_" + bucket, Subjects: []string{"$O." + bucket + ".C.>", "$O." + bucket + ".M.>"},
 		Storage: jetstream.FileStorage, Discard: jetstream.DiscardNew, Replicas: replicas,
-		MaxMsgSize: -1, MaxBytes: -1, MaxMsgs: -1, AllowRollup: true, AllowDirect: true,
+		MaxMsgSize: -1, MaxBytes: -1, MaxMsgs: -1, AllowRollup: true, AllowDirect: direct(replicas),
 		Duplicates: time.Minute,
 	}
 }
@@ -348,7 +351,7 @@ func (j *Journal) createStream(ctx context.Context, c jetstream.StreamConfig) (*
 type Drift struct {
 	Stream string
 	// Field is "missing", "incarnation", "max_age", "max_msg_size", "replicas",
-	// "subjects", "atomic_publish" or "deny_delete".
+	// "subjects", "atomic_publish", "allow_direct" or "deny_delete".
 	Field      string
 	Want, Have string
 }
@@ -396,6 +399,7 @@ func compareStream(want, have jetstream.StreamConfig, incarnation string) []Drif
 	differ("replicas", strconv.Itoa(want.Replicas), strconv.Itoa(have.Replicas))
 	differ("subjects", strings.Join(want.Subjects, " "), strings.Join(have.Subjects, " "))
 	differ("atomic_publish", strconv.FormatBool(want.AllowAtomicPublish), strconv.FormatBool(have.AllowAtomicPublish))
+	differ("allow_direct", strconv.FormatBool(want.AllowDirect), strconv.FormatBool(have.AllowDirect))
 	differ("deny_delete", "false", strconv.FormatBool(have.DenyDelete))
 	return drifts
 }

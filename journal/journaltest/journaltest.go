@@ -172,17 +172,31 @@ func (c *Cluster) StreamLeader(stream string) int {
 	return leader
 }
 
-// Connect returns a connection to whichever servers run, as the journal needs
-// it. It is closed with the test.
-func (c *Cluster) Connect() *nats.Conn {
-	c.tb.Helper()
+// URL names whichever servers run, separated by commas.
+func (c *Cluster) URL() string {
 	var urls []string
 	for _, s := range c.servers {
 		if s != nil {
 			urls = append(urls, s.ClientURL())
 		}
 	}
-	nc, err := nats.Connect(strings.Join(urls, ","), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
+	return strings.Join(urls, ",")
+}
+
+// StoreDirs returns the folder of each server.
+func (c *Cluster) StoreDirs() []string {
+	dirs := make([]string, len(c.opts))
+	for i, o := range c.opts {
+		dirs[i] = o.StoreDir
+	}
+	return dirs
+}
+
+// Connect returns a connection to whichever servers run, as the journal needs
+// it. It is closed with the test.
+func (c *Cluster) Connect() *nats.Conn {
+	c.tb.Helper()
+	nc, err := nats.Connect(c.URL(), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
 		nats.ReconnectWait(20*time.Millisecond), nats.IgnoreDiscoveredServers())
 	if err != nil {
 		c.tb.Fatal(err)

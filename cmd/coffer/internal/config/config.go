@@ -139,6 +139,8 @@ type NATS struct {
 	CredentialsFile string `toml:"credentials_file"` // user JWT and seed, mode 0600
 	UserFile        string `toml:"user_file"`        // USER:PASSWORD on one line, mode 0600
 	CAFile          string `toml:"ca_file"`
+	// Replicas is how many servers keep each stream: 1 (default), 3 or 5.
+	Replicas int `toml:"replicas"`
 }
 
 // Config is a configuration that has been checked.
@@ -407,6 +409,9 @@ func (n NATS) check(region string) error {
 			return fmt.Errorf("%w: region %s: nats has settings but no url", ErrInvalid, region)
 		}
 		return nil
+	}
+	if !slices.Contains([]int{0, 1, 3, 5}, n.Replicas) {
+		return fmt.Errorf("%w: region %s: nats.replicas is 1, 3 or 5: of an even number of servers no more may fail", ErrInvalid, region)
 	}
 	for server := range strings.SplitSeq(n.URL, ",") {
 		u, err := url.Parse(server)

@@ -153,6 +153,7 @@ func TestRefused(t *testing.T) {
 		{name: "TLS key missing", text: replace("tls.key", "none"), mentions: "tls.key_file", class: auth.ErrSecretFile},
 		{name: "credentials exposed", text: replace("nats.creds", "exposed"), mentions: "credentials_file", class: auth.ErrSecretExposed},
 		{name: "secret in the URL", text: replace("tls://a.example", "tls://user:secret@a.example"), mentions: "holds a secret"},
+		{name: "two replicas", text: replace("[region.nats]", "[region.nats]\nreplicas = 2"), mentions: "nats.replicas"},
 		{name: "NATS without TLS", text: replace("tls://b", "nats://b"), mentions: "loopback"},
 		{name: "NATS settings without a URL", text: replace(`url = "tls://a.example.com:4222,tls://b.example.com:4222"`, ""), mentions: "no url"},
 		{name: "plaintext to the world", text: replace(`id = "eu"`, "id = \"eu\"\nplaintext = true"), mentions: "loopback"},

@@ -100,8 +100,8 @@ type Options struct {
 	// Also erase what is kept of a user elsewhere, a profile for instance, and
 	// say so. Each may be called again.
 	Also []func(ctx context.Context, app journal.AppID, user string) (Destroyed, error)
-	// Backups returns the copies of the keyring that are kept, and until when.
-	Backups func(ctx context.Context) ([]Remains, error)
+	// Copies returns where else the keyring's rows are kept, and until when.
+	Copies func(ctx context.Context) ([]Remains, error)
 	Log     *slog.Logger
 	Now     func() time.Time
 }

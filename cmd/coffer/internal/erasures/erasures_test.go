@@ -84,7 +84,7 @@ func (w *world) open(edit ...func(*erasures.Options)) *erasures.Erasures {
 				return erasures.Destroyed{What: "profile", Where: "profiles"}, w.fail
 			},
 		},
-		Backups: func(context.Context) ([]erasures.Remains, error) { return w.backups, nil },
+		Copies: func(context.Context) ([]erasures.Remains, error) { return w.backups, nil },
 	}
 	for _, e := range edit {
 		e(&o)

@@ -125,11 +125,11 @@ func (e *Erasures) remains(ctx context.Context, id journal.AppID) ([]Remains, er
 		{What: "sealed events that nothing opens", Where: "streams and views", Until: now.Add(plan.Retention)},
 		{What: "sealed attachments that nothing opens", Where: "object store", Until: now.Add(e.o.Journal.Retention().Attachments)},
 	}
-	if e.o.Backups == nil {
+	if e.o.Copies == nil {
 		return left, nil
 	}
-	backups, err := e.o.Backups(ctx)
-	return append(left, backups...), err
+	copies, err := e.o.Copies(ctx)
+	return append(left, copies...), err
 }
 
 // complete writes the receipt and takes the erasure off what is to be done.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -15,6 +16,11 @@ import (
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
 )
+
+// raftLogs is how long the Raft log of a NATS server that runs keeps the bytes of
+// a replaced row: it is compacted every two to three minutes, if anything was
+// written (nats-server 2.15, monitorStream; TestRaftLogsForget of package journal).
+const raftLogs = 10 * time.Minute
 
 // openErasures makes what erases users and, before the region listens, erases
 // again those that a restored backup has brought back.
@@ -29,11 +35,16 @@ func (r *region) openErasures(ctx context.Context, js jetstream.JetStream) error
 			}
 			return stream.CachedInfo().State.LastSeq, nil
 		},
-		Backups: func(ctx context.Context) ([]erasures.Remains, error) {
+		Copies: func(ctx context.Context) ([]erasures.Remains, error) {
 			copies, err := r.keys.Backups(ctx)
 			left := make([]erasures.Remains, 0, len(copies))
 			for _, c := range copies {
 				left = append(left, erasures.Remains{What: "the user's wrapped key", Where: "copy " + c.ID + " of the keyring", Until: c.Until})
+			}
+			if r.config.NATS.Replicas > 1 {
+				left = append(left, erasures.Remains{
+					What: "the user's wrapped key", Where: "Raft logs of the NATS servers that run", Until: r.options.now().Add(raftLogs).UTC().Truncate(time.Second),
+				})
 			}
 			return left, err
 		},

@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/embedded"
+	"github.com/cofferdb/coffer/journal/journaltest"
 )
 
 func checkLeaks(t *testing.T) {
@@ -356,6 +358,64 @@ func TestExternalNATS(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(cfg.DataDir, "eu", "nats")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a store of its own was made: %v", err)
+	}
+}
+
+// TestThreeReplicas runs a region whose streams three NATS servers keep: it goes
+// on when the leader of the app's stream is gone, and what it says of itself and
+// of an erasure counts all copies.
+func TestThreeReplicas(t *testing.T) {
+	cluster := journaltest.StartCluster(t)
+	cfg := plain(production(t, "[region.nats]\nurl = \"nats://127.0.0.1:4222\"\nreplicas = 3\n"))
+	cfg.Regions[0].NATS.URL = cluster.URL()
+	p, err := Open(t.Context(), cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Close(context.Background()); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	}()
+	if drift, err := p.regions[0].journal.Check(t.Context()); err != nil || len(drift) > 0 {
+		t.Errorf("drift: %v, %v", drift, err)
+	}
+	token, events := appendOne(t, p)
+	readOne(t, p, token, events)
+
+	app := strings.TrimSuffix(events, "/events")
+	status, answer := call(t, p, "PUT", app+"/users/ann/profile", token, `{"nickname":"Ann"}`)
+	if status/100 != 2 {
+		t.Fatalf("profile: %d %s", status, answer)
+	}
+	cluster.Stop(cluster.StreamLeader(journal.StreamName("eu", "pro", 0)))
+	event := `{"id":"e2","type":"message.sent","sender":"ben","recipient":"ann","data":{"bodies":[{"type":"txt","msg":"hello"}]}}`
+	if status, answer = call(t, p, "POST", events, token, event); status != http.StatusCreated {
+		t.Fatalf("append without the leader: %d %s", status, answer)
+	}
+	var erased struct {
+		State   string `json:"state"`
+		Receipt string `json:"receipt"`
+		ID      string `json:"id"`
+	}
+	if status, answer = call(t, p, "POST", app+"/erasures", token, `{"user":"ann"}`); status != http.StatusAccepted {
+		t.Fatalf("erasing: %d %s", status, answer)
+	}
+	if err := json.Unmarshal([]byte(answer), &erased); err != nil {
+		t.Fatal(err)
+	}
+	if status, answer = call(t, p, "GET", app+"/erasures/"+erased.ID, token, ""); status != http.StatusOK {
+		t.Fatalf("erasure: %d %s", status, answer)
+	}
+	if err := json.Unmarshal([]byte(answer), &erased); err != nil {
+		t.Fatal(err)
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(erased.Receipt+"..", ".")[1])
+	if err != nil || !strings.Contains(string(payload), "Raft logs") {
+		t.Errorf("the receipt does not name the Raft logs: %s", payload)
+	}
+	if status, answer = call(t, p, "POST", events, token, strings.ReplaceAll(event, "ben", "ann")); status != http.StatusConflict {
+		t.Errorf("an event of the erased user: %d %s", status, answer)
 	}
 }
 

@@ -195,7 +195,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	}
 	var err error
 	r.journal, err = journal.Open(ctx, journal.Config{
-		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Retention: r.options.retention(), Conn: r.conn, Sync: syncer,
+		Region: r.config.Journal(), Plans: r.options.config.PlanTable, Retention: r.options.retention(), Conn: r.conn, Sync: syncer, Replicas: r.config.NATS.Replicas,
 		KMS: r.provider, KeySoft: time.Duration(r.config.Keys.Revalidate), KeyHard: time.Duration(r.config.Keys.Outage),
 		Index: r.view, Health: health, Log: r.log, Now: r.options.now,
 	})
