@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -95,6 +96,18 @@ type AppKeys struct {
 		Generation uint32    `json:"generation"`
 		Wraps      []WrapRef `json:"wraps"`
 	} `json:"keys"`
+	// Epochs are there when one app was asked for.
+	Epochs []KeyEpoch `json:"epochs,omitempty"`
+}
+
+// KeyEpoch is an epoch whose key seals a part of what an app keeps.
+type KeyEpoch struct {
+	ID    uint32 `json:"id"`
+	Class string `json:"class"` // a plan and the app's generation in it, attachments, callbacks, profiles, …
+	// Expires is when its key is to be destroyed; zero for one that does not end.
+	Expires time.Time `json:"expires,omitzero"`
+	// Destroyed is when it was.
+	Destroyed time.Time `json:"destroyed,omitzero"`
 }
 
 // WrapRef names a wrap.
@@ -181,7 +194,18 @@ func (c *Client) KeyFindings(ctx context.Context) ([]KeyFinding, error) {
 // KeyInventory calls fn for every app of the region. An answer that was cut is
 // [ErrProtocol].
 func (c *Client) KeyInventory(ctx context.Context, fn func(AppKeys) error) error {
+	return c.keyInventory(ctx, operatorGet(keysPath+"inventory"), fn)
+}
+
+// KeysOf tells what wraps the key of one app, and which epochs it has.
+func (c *Client) KeysOf(ctx context.Context, app string) (keys AppKeys, err error) {
 	r := operatorGet(keysPath + "inventory")
+	r.query = url.Values{"app": {app}}
+	err = c.keyInventory(ctx, r, func(k AppKeys) error { keys = k; return nil })
+	return keys, err
+}
+
+func (c *Client) keyInventory(ctx context.Context, r request, fn func(AppKeys) error) error {
 	r.accept = "application/x-ndjson"
 	count, whole := 0, false
 	err := c.lines(ctx, r, func(line []byte) error {

@@ -208,6 +208,22 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 
 // TestHelpOfEveryCommand: each command's help says what it is and shows an
 // example, and names no flag that takes a secret.
+// TestServeUsage: what serve cannot do is the caller's mistake, and makes no folder.
+func TestServeUsage(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, args := range [][]string{
+		{"serve"}, {"serve", "--day", "2s"}, {"serve", "--dev", "--day", "1ms"}, {"serve", "--dev", "--day", "25h"},
+		{"serve", "--dev", "--day", "-1s"}, {"serve", "--dev", "--day", "soon"}, {"serve", "--dev", "--port-base", "70000"},
+	} {
+		if code, _, stderr := run(t, nil, args...); code != ExitUsage || stderr == "" {
+			t.Errorf("%v: exit code %d, %s", args, code, stderr)
+		}
+	}
+	if left, err := os.ReadDir("."); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 func TestHelpOfEveryCommand(t *testing.T) {
 	for _, command := range []string{
 		"serve", "import agora", "replay", "history", "token app", "token user", "app create", "doctor", "bench",

@@ -148,19 +148,48 @@ func printKeyStatus(r *runner, s client.KeyStatus) error {
 }
 
 type keysInventoryCmd struct {
-	JSON bool `name:"json" help:"Print JSON lines."`
+	App  string `placeholder:"ID" help:"Only this app, with the epochs of its keys."`
+	JSON bool   `name:"json" help:"Print JSON lines."`
 	operatorServer
+}
+
+func (*keysInventoryCmd) Help() string {
+	return `With --app also the epochs: each has a key of its own, which is destroyed when the last of what it seals has
+expired. Those whose key was destroyed more than 30 days ago are left out.
+
+    coffer keys inventory
+    coffer keys inventory --app "$COFFER_APP"`
 }
 
 func (c *keysInventoryCmd) Run(r *runner) error {
 	return c.with(r, func(cl *client.Client) error {
 		w := tabwriter.NewWriter(r.Stdout, 0, 8, 2, ' ', 0)
-		err := cl.KeyInventory(r.interrupt, func(app client.AppKeys) error {
+		list := func(fn func(client.AppKeys) error) error { return cl.KeyInventory(r.interrupt, fn) }
+		if c.App != "" {
+			list = func(fn func(client.AppKeys) error) error {
+				app, err := cl.KeysOf(r.interrupt, c.App)
+				if err != nil {
+					return err
+				}
+				return fn(app)
+			}
+		}
+		err := list(func(app client.AppKeys) error {
 			if c.JSON {
 				return printJSON(r, app)
 			}
 			if app.Destroyed {
 				_, _ = fmt.Fprintf(w, "%s\tdestroyed\n", app.App)
+			}
+			for _, e := range app.Epochs {
+				state := "does not end"
+				switch {
+				case !e.Destroyed.IsZero():
+					state = "destroyed " + e.Destroyed.UTC().Format(time.RFC3339)
+				case !e.Expires.IsZero():
+					state = "until " + e.Expires.UTC().Format(time.RFC3339)
+				}
+				_, _ = fmt.Fprintf(w, "%s\tepoch %d\t%s\t%s\n", app.App, e.ID, e.Class, state)
 			}
 			for _, key := range app.Keys {
 				for _, wrap := range key.Wraps {

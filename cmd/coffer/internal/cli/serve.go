@@ -54,6 +54,9 @@ func (c *serveCmd) dev(r *runner) error {
 	if c.PortBase < 0 || c.PortBase > 65532 {
 		return &failure{ExitUsage, errors.New("--port-base must be 0 to 65532")}
 	}
+	if c.Day != 0 && (c.Day < node.MinDay || c.Day > node.MaxDay) {
+		return &failure{ExitUsage, errors.New("--day must be 1s to 24h")}
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return &failure{ExitUsage, err}

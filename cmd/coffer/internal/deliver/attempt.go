@@ -120,7 +120,15 @@ func (e *Engine) message(ctx context.Context, ep *endpoints.Endpoint, d *deliver
 			return m, err
 		}
 	}
-	if item == nil {
+	// What waited longer than the message is kept goes without it, also when the
+	// view has not let go of it yet.
+	expired := item == nil
+	if item != nil {
+		if expired, err = e.expired(ctx, ep.App, item); err != nil {
+			return m, err
+		}
+	}
+	if expired {
 		m.Gone = "expired"
 		return m, nil
 	}
@@ -142,6 +150,20 @@ func (e *Engine) message(ctx context.Context, ep *endpoints.Endpoint, d *deliver
 	}
 	m.Event = nil
 	return m, nil
+}
+
+// expired reports whether an event is no longer served to anybody.
+func (e *Engine) expired(ctx context.Context, id journal.AppID, item *history.Item) (bool, error) {
+	app, err := e.Journal.App(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	h, err := journal.ParseHeader(item.Record)
+	if err != nil {
+		return false, fmt.Errorf("event at position %s: %w", item.Position, err)
+	}
+	clock := min(h.Millis, item.Stored.UnixMilli())
+	return clock < e.Journal.Oldest(app, e.now()).UnixMilli(), nil
 }
 
 // read reads one event again; nil when it has left the view.

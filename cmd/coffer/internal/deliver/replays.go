@@ -343,9 +343,14 @@ func (s *replaying) round(ctx context.Context, ep *endpoints.Endpoint) (done boo
 	if ep.Ordered {
 		width = 1
 	}
+	app, err := s.Journal.App(ctx, ep.App)
+	if err != nil {
+		return false, err
+	}
 	var items []*history.Item
 	q := history.Query{
 		After: s.r.At, Before: s.r.Spec.Before, From: s.r.Spec.From, Until: s.r.Spec.Until, Types: ep.Types, Limit: width,
+		Oldest: s.Journal.Oldest(app, s.now()),
 	}
 	next, err := s.Events.Replay(ctx, ep.App, q, func(i history.Item) error {
 		if matches(ep, &i) {

@@ -131,6 +131,10 @@ func (e *Exports) Start(ctx context.Context, app journal.App, spec Spec, key str
 		id = hex.EncodeToString(sum[:idBytes])
 		switch old, err := e.load(ctx, app.ID, id); {
 		case errors.Is(err, ErrNotFound):
+		case err == nil && old.over(e.o.Now()):
+			if err := e.remove(ctx, app.ID, id); err != nil {
+				return Job{}, false, err
+			}
 		case err != nil:
 			return Job{}, false, err
 		case !old.Spec.same(spec):
@@ -216,6 +220,9 @@ func (e *Exports) oldest(app journal.App) time.Time {
 // Job returns an export of an app.
 func (e *Exports) Job(ctx context.Context, app journal.AppID, id string) (Job, error) {
 	r, err := e.load(ctx, app, id)
+	if err == nil && r.over(e.o.Now()) {
+		return Job{}, ErrNotFound
+	}
 	return r.Job, err
 }
 
@@ -233,6 +240,9 @@ func (e *Exports) List(ctx context.Context, app journal.AppID) ([]Job, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if r.over(e.o.Now()) {
+			continue // it is swept soon
 		}
 		jobs = append(jobs, r.Job)
 	}

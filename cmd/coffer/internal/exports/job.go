@@ -138,6 +138,9 @@ type Job struct {
 	Expires  time.Time `json:"expires"`
 }
 
+// over reports whether the export can no longer be fetched.
+func (j Job) over(now time.Time) bool { return !now.Before(j.Expires) }
+
 // Progress is how much is done, from 0 to 1. It is an estimate: positions of an
 // app are not consecutive.
 func (j Job) Progress() float64 {

@@ -84,7 +84,7 @@ func (e *Exports) visit(ctx context.Context, name string) (again bool, err error
 		return false, err
 	}
 	now := e.o.Now()
-	if now.After(r.Expires) {
+	if r.over(now) {
 		return false, e.remove(ctx, app, id)
 	}
 	if r.State != Running || (now.Before(r.Lease) && r.Owner != e.owner) {

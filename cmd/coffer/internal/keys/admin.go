@@ -23,6 +23,8 @@ var (
 	ErrSpec = errors.New("not possible as asked")
 	// ErrNoJob means that no job has this id.
 	ErrNoJob = errors.New("no such job")
+	// ErrNoApp means that the keyring has no app of this id.
+	ErrNoApp = errors.New("no such app in the keyring")
 	// ErrBusy means that another job is under way; it names it. Wait for it.
 	ErrBusy = errors.New("another key job is under way")
 	// ErrNeeded means that a version, or a whole KEK, still unwraps something

@@ -20,6 +20,19 @@ type AppInventory struct {
 		Generation uint32    `json:"generation"`
 		Wraps      []WrapRef `json:"wraps"`
 	} `json:"keys"`
+	// Epochs are those of one app that was asked for: what has a key, and what had
+	// one until lately.
+	Epochs []EpochRef `json:"epochs,omitempty"`
+}
+
+// EpochRef is an epoch of an app without its key.
+type EpochRef struct {
+	ID    uint32 `json:"id"`
+	Class string `json:"class"`
+	// Expires is when the last of what it seals ends, and its key is destroyed;
+	// Destroyed when that was done.
+	Expires   time.Time `json:"expires,omitzero"`
+	Destroyed time.Time `json:"destroyed,omitzero"`
 }
 
 // WrapRef names a wrap without its blob.
@@ -39,31 +52,61 @@ func (a *Admin) Inventory(ctx context.Context, yield func(AppInventory) error) e
 		return err
 	}
 	for _, app := range apps {
-		item := AppInventory{App: app}
-		keys, err := a.keyring.AppKeys(ctx, app)
+		item, err := a.inventory(ctx, app)
 		switch {
 		case errors.Is(err, kms.ErrAppUnknown):
 			continue // it has gone meanwhile
-		case errors.Is(err, kms.ErrAppDestroyed):
-			item.Destroyed = true
 		case err != nil:
 			return err
-		}
-		for _, key := range keys {
-			entry := struct {
-				Generation uint32    `json:"generation"`
-				Wraps      []WrapRef `json:"wraps"`
-			}{Generation: key.Generation}
-			for _, w := range key.Wraps {
-				entry.Wraps = append(entry.Wraps, WrapRef{Provider: w.Provider, Key: w.Key, Version: w.Version, WrappedAt: w.WrappedAt})
-			}
-			item.Keys = append(item.Keys, entry)
 		}
 		if err := yield(item); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (a *Admin) inventory(ctx context.Context, app string) (AppInventory, error) {
+	item := AppInventory{App: app}
+	keys, err := a.keyring.AppKeys(ctx, app)
+	if errors.Is(err, kms.ErrAppDestroyed) {
+		item.Destroyed = true
+		return item, nil
+	}
+	if err != nil {
+		return item, err
+	}
+	for _, key := range keys {
+		entry := struct {
+			Generation uint32    `json:"generation"`
+			Wraps      []WrapRef `json:"wraps"`
+		}{Generation: key.Generation}
+		for _, w := range key.Wraps {
+			entry.Wraps = append(entry.Wraps, WrapRef{Provider: w.Provider, Key: w.Key, Version: w.Version, WrappedAt: w.WrappedAt})
+		}
+		item.Keys = append(item.Keys, entry)
+	}
+	return item, nil
+}
+
+// InventoryOf returns what wraps the key of one app, with its epochs. It calls no
+// provider. An app that the keyring does not have is [ErrNoApp].
+func (a *Admin) InventoryOf(ctx context.Context, app string) (AppInventory, error) {
+	item, err := a.inventory(ctx, app)
+	switch {
+	case errors.Is(err, kms.ErrAppUnknown), errors.Is(err, kms.ErrInput):
+		return item, ErrNoApp
+	case err != nil || item.Destroyed:
+		return item, err
+	}
+	epochs, err := a.keyring.Epochs(ctx, app)
+	if err != nil {
+		return item, err
+	}
+	for _, e := range epochs {
+		item.Epochs = append(item.Epochs, EpochRef{ID: e.ID, Class: e.Class, Expires: e.Expires, Destroyed: e.Destroyed})
+	}
+	return item, nil
 }
 
 // KEKStatus is a key encryption key and what depends on it.

@@ -13,11 +13,15 @@ import (
 	"github.com/cofferdb/coffer/journal"
 )
 
+// The shortest and the longest day. The precision of key epochs and of the views'
+// expiry is a second.
+const (
+	MinDay = time.Second
+	MaxDay = wholeDay
+)
+
 const (
 	wholeDay = 24 * time.Hour
-	// minDay is the shortest day: the precision of key epochs and of the views'
-	// expiry is a second.
-	minDay = time.Second
 	// dayName is a file in the data directory of a process whose days are not
 	// whole ones. Streams, epochs and views are made for the day that it says.
 	dayName = "dev.day"

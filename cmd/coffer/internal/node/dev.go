@@ -94,8 +94,8 @@ func Dev(ctx context.Context, o DevOptions) (*Process, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, devTimeout)
 	defer cancel()
-	if o.Day != 0 && (o.Day < minDay || o.Day > wholeDay) {
-		return nil, fmt.Errorf("%w: a day lasts %s to %s", config.ErrInvalid, minDay, wholeDay)
+	if o.Day != 0 && (o.Day < MinDay || o.Day > MaxDay) {
+		return nil, fmt.Errorf("%w: a day lasts %s to %s", config.ErrInvalid, MinDay, MaxDay)
 	}
 	if o.Day == wholeDay {
 		o.Day = 0

@@ -136,6 +136,15 @@ type streamView struct {
 	Drift     []driftView `json:"drift,omitempty"`
 }
 
+// storedView is what is in a stream now.
+type storedView struct {
+	Stream   string  `json:"stream"`
+	Kind     string  `json:"kind" doc:"of data, by the retention table"`
+	Messages uint64  `json:"messages"`
+	Bytes    uint64  `json:"bytes"`
+	Overdue  float64 `json:"overdue_seconds" doc:"for how long the oldest message should have been gone"`
+}
+
 // driftView is a setting of a stream that differs from what it should be.
 type driftView struct {
 	Stream string `json:"stream"`
@@ -152,7 +161,14 @@ func (s *Server) listStreams(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := streamsAnswer{list[streamView]{Data: []streamView{}}, []driftView{}}
+	answer := streamsAnswer{list[streamView]{Data: []streamView{}}, []driftView{}, []storedView{}}
+	stored, err := s.journal.StoredStreams(c.r.Context())
+	if err != nil {
+		return err
+	}
+	for _, one := range stored {
+		answer.Stored = append(answer.Stored, storedView{one.Stream, string(one.Kind), one.Messages, one.Bytes, one.Overdue.Seconds()})
+	}
 	for _, info := range s.journal.Streams() {
 		view := streamView{Name: info.Name, Plan: info.Plan, Shard: info.Shard}
 		if plan, ok := s.journal.Plan(info.Plan); ok {

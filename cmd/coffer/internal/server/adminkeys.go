@@ -24,10 +24,19 @@ func (s *Server) keysStatus(c *call) error {
 func (s *Server) keysInventory(c *call) error {
 	out := s.newLines(c)
 	count := 0
-	err := s.keys.Inventory(c.r.Context(), func(app keys.AppInventory) error {
+	line := func(app keys.AppInventory) error {
 		count++
 		return out.encode(app)
-	})
+	}
+	var err error
+	if c.query.Has("app") {
+		var app keys.AppInventory
+		if app, err = s.keys.InventoryOf(c.r.Context(), c.query.Get("app")); err == nil {
+			err = line(app)
+		}
+	} else {
+		err = s.keys.Inventory(c.r.Context(), line)
+	}
 	if err != nil {
 		return err
 	}

@@ -151,7 +151,8 @@ type (
 	streamsAnswer struct {
 		list[streamView]
 
-		Drift []driftView `json:"drift"`
+		Drift  []driftView  `json:"drift"`
+		Stored []storedView `json:"stored"`
 	}
 	keysStartBody struct {
 		Kind   keys.Kind `json:"kind" required:""`
@@ -395,6 +396,7 @@ func (s *Server) descriptions() map[string]description {
 		"GET /v1/admin/keys/status": {id: "keysStatus", summary: "How the region's keys stand", answers: []documented{ok[keys.Status](200, "the status")}},
 		"GET /v1/admin/keys/inventory": {
 			id: "keysInventory", summary: "What wraps every app's keys",
+			query:   map[string]parameter{"app": {about: "only this app, with the epochs of its keys", schema: text("^[0-9A-Za-z_-]{1,64}$")}},
 			answers: []documented{{status: http.StatusOK, about: "an app on each line, then {\"end\": {\"count\"}}", streams: map[string]string{typeNDJSON: "JSON lines"}}},
 		},
 		"GET /v1/admin/keys/doctor": {id: "keysDoctor", summary: "What is wrong with the keys", answers: []documented{ok[list[keys.Finding]](200, "the findings")}},

@@ -192,6 +192,22 @@ func TestAdmin(t *testing.T) {
 	if len(streams["data"].([]any)) != 4 || len(streams["drift"].([]any)) != 0 {
 		t.Errorf("streams: %v", streams)
 	}
+	kinds := map[any]int{}
+	for _, one := range streams["stored"].([]any) {
+		kinds[one.(map[string]any)["kind"]]++
+	}
+	if kinds["messages"] != 4 || kinds["audit"] != 1 || kinds["keyring"] != 1 {
+		t.Errorf("what is stored: %v", streams["stored"])
+	}
+	inventory := do("GET", "/v1/admin/keys/inventory?app="+s.app, "")
+	if got := string(inventory.body); !strings.Contains(got, s.app) || !strings.Contains(got, `{"end":{"count":1}}`) {
+		t.Errorf("the inventory of one app: %s", got)
+	}
+	for query, code := range map[string]string{"03" + s.app[2:31] + flip(s.app[31]): "not-found", "%0a": "not-found", "": "not-found"} {
+		if a := do("GET", "/v1/admin/keys/inventory?app="+query, ""); a.code(t) != code {
+			t.Errorf("the inventory of app %q: %d %s", query, a.status, a.body)
+		}
+	}
 }
 
 // TestIdleConnection uses a connection again after the time that a write may

@@ -264,6 +264,7 @@ func errorTable() []mapping {
 		// Administration of keys.
 		{keys.ErrSpec, k.invalidRequest, ""},
 		{keys.ErrNoJob, k.notFound, "there is no such job"},
+		{keys.ErrNoApp, k.notFound, "the keyring has no such app"},
 		{keys.ErrBusy, k.keysBusy, ""},
 		{keys.ErrNeeded, k.keyNeeded, ""},
 		{keys.ErrNotSupported, k.notSupported, ""},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/exports"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/node"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/kms"
@@ -36,11 +37,14 @@ type retentionSite struct {
 	start  time.Time // of every event, by the server's clock
 	stored time.Time // when the last of it had arrived
 	apps   map[string]*planApp
+
+	firstFile string // the name of the first file of an export
 }
 
 // planApp is an app of a plan.
 type planApp struct {
 	id, certificate, endpoint string
+	export                    string // of a message that is there, see exportedBefore
 	epochs                    []kms.EpochState // that seal what it keeps
 }
 
@@ -228,6 +232,7 @@ func (r *retentionSite) routes(a *planApp) map[string]answer {
 		q.path = "/v1/apps/" + a.id + q.path
 		found[name] = r.do(q)
 	}
+	maps.Copy(found, r.tails(a))
 	return found
 }
 
@@ -296,6 +301,8 @@ func TestRetentionTable(t *testing.T) {
 		r.as(users, "PUT", "/users/"+user+"/profile", `{"nickname":"canary"}`, 201)
 	}
 	profileEpochs := r.epochs(users.id)
+	export := r.export(users, exports.NDJSON)
+	r.firstFile = r.as(users, "GET", export+"/manifest", "", 200).json(t)["files"].([]any)[0].(map[string]any)["name"].(string)
 	r.stored = time.Now()
 
 	at := func(end time.Time, d time.Duration) { r.freeze(end.Add(d)) }
@@ -340,7 +347,9 @@ func TestRetentionTable(t *testing.T) {
 			if !monitored(a) {
 				t.Error("monitoring data went before its end")
 			}
+			r.exportIs(users, export, true)
 			at(r.start, 7*shortDay)
+			r.exportIs(users, export, false)
 			for _, b := range r.apps {
 				attachment(b, 404)
 			}
@@ -351,6 +360,9 @@ func TestRetentionTable(t *testing.T) {
 		}
 		at(r.start, life-time.Millisecond)
 		r.message(a, "at the end of plan "+row.plan, true)
+		if !r.resent(a) {
+			t.Errorf("at the end of plan %s a webhook replay brings nothing", row.plan)
+		}
 		at(r.start, life+time.Millisecond)
 		for name, got := range r.routes(a) {
 			// What lists conversations goes by arrival, which was a little later.
@@ -360,6 +372,9 @@ func TestRetentionTable(t *testing.T) {
 		}
 		at(r.stored, life+time.Millisecond)
 		r.message(a, "after the end of plan "+row.plan, false)
+		if r.resent(a) {
+			t.Errorf("after the end of plan %s a webhook replay brings it", row.plan)
+		}
 		if row.plan == "free" {
 			for plan, b := range r.apps {
 				if deliveries(b) {

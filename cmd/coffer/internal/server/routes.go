@@ -118,7 +118,7 @@ func (s *Server) routes() []route {
 		{method: "GET", path: "/v1/admin/streams", who: operator, handle: (*Server).listStreams},
 
 		{method: "GET", path: "/v1/admin/keys/status", who: operator, handle: (*Server).keysStatus},
-		{method: "GET", path: "/v1/admin/keys/inventory", who: operator, handle: (*Server).keysInventory},
+		{method: "GET", path: "/v1/admin/keys/inventory", who: operator, query: []string{"app"}, handle: (*Server).keysInventory},
 		{method: "GET", path: "/v1/admin/keys/doctor", who: operator, handle: (*Server).keysDoctor},
 		{method: "POST", path: "/v1/admin/keys/rotate", who: operator, handle: (*Server).keysRotate},
 		{method: "GET", path: "/v1/admin/keys/jobs", who: operator, handle: (*Server).keysJobs},
