@@ -15,10 +15,12 @@ const (
 	// expected.
 	maxPatience = 10 * time.Millisecond
 
-	// twoGroups is the number of writers from which a round takes half of them:
-	// the others seal while its sync is under way, when there is nothing else to
-	// do. Fewer are faster together, because a sync costs much by itself.
-	twoGroups = 256
+	// firstEvents is how many events are enough to begin publishing: the server
+	// stores them while the other writers seal. Waiting for all of them left the
+	// server idle meanwhile, and the processors afterwards, while it stored them
+	// alone (measured with 1,024 writers: a round of 960 took 3 ms to gather and
+	// then 6 ms to be stored).
+	firstEvents = 32
 )
 
 // rounds commits a stream that this process syncs itself. A round publishes
@@ -122,7 +124,7 @@ func (r *rounds) run() {
 func (r *rounds) publishMore() bool {
 	s := r.s
 	room := maxCommitEvents - len(r.batch)
-	s.gather(room)
+	s.gather(min(room, firstEvents))
 	from := len(r.batch)
 	r.batch = s.take(r.batch, room)
 	chunk := r.batch[from:]
@@ -167,11 +169,7 @@ func (r *rounds) ready() bool {
 
 // full reports whether the round takes no more events.
 func (r *rounds) full() bool {
-	enough := r.known - r.known/8
-	if r.known >= twoGroups {
-		enough = r.known / 2
-	}
-	return len(r.batch) >= enough || len(r.batch) >= maxCommitEvents || r.bytes >= maxCommitBytes
+	return len(r.batch) >= r.known-r.known/8 || len(r.batch) >= maxCommitEvents || r.bytes >= maxCommitBytes
 }
 
 // collect returns when everything in the round is stored, and no more is waited
