@@ -22,6 +22,10 @@ type RunnerConfig struct {
 	Store Store
 	// Projections are the views to keep; at least one.
 	Projections []Projection
+	// CloseStopped keeps readers out of a projection that has stopped on a stream,
+	// with [ErrStopped], for one that something is done by: what it does not have
+	// would be done again. Without it, what it has can still be read.
+	CloseStopped bool
 	// Log receives starts, stops and errors; nil discards them.
 	Log *slog.Logger
 	// Batch is the number of records committed at once, at most; 0 means 512.
@@ -81,7 +85,7 @@ func NewRunner(cfg RunnerConfig) (*Runner, error) {
 			}
 			tables[t] = p.Name()
 		}
-		g := &gate{}
+		g := &gate{closeStopped: cfg.CloseStopped}
 		g.projection, _ = p.(Gated)
 		for _, s := range cfg.Journal.Streams() {
 			t := &tail{projection: p, stream: s, gate: g, state: Starting}

@@ -208,7 +208,12 @@ func (w *words) text(t *testing.T, s projections.Store) string {
 // error.
 func begin(t *testing.T, s projections.Source, store projections.Store, list ...projections.Projection) (*projections.Runner, func() error) {
 	t.Helper()
-	r, err := projections.NewRunner(projections.RunnerConfig{Journal: s, Store: store, Projections: list, Batch: 10})
+	return beginWith(t, projections.RunnerConfig{Journal: s, Store: store, Projections: list, Batch: 10})
+}
+
+func beginWith(t *testing.T, cfg projections.RunnerConfig) (*projections.Runner, func() error) {
+	t.Helper()
+	r, err := projections.NewRunner(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,6 +384,43 @@ func TestRunnerStopsAtBadRecord(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestStoppedIsClosed keeps readers out of a view that has stopped, if that is
+// asked for: at once, after a start, and until it has been rebuilt.
+func TestStoppedIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src, store, w := newSource("s1", "s2"), &storetest.Memory{}, newWords("words", 'w')
+		cfg := projections.RunnerConfig{Journal: src, Store: store, Projections: []projections.Projection{w}, CloseStopped: true}
+		r, stop := beginWith(t, cfg)
+		wait(t, r, appN(1), src.append("s1", appN(1), "a"))
+		synctest.Wait()
+		if err := w.closed(); err != nil {
+			t.Errorf("before: %v", err)
+		}
+		src.append("s1", appN(1), "bad")
+		synctest.Wait()
+		wait(t, r, appN(2), src.append("s2", appN(2), "x")) // does not open it
+		if err := w.closed(); !errors.Is(err, projections.ErrStopped) || !errors.Is(err, errBad) {
+			t.Errorf("stopped: %v", err)
+		}
+		end(t, stop)
+		r, stop = beginWith(t, cfg)
+		synctest.Wait()
+		if err := w.closed(); !errors.Is(err, projections.ErrStopped) {
+			t.Errorf("after a start: %v", err)
+		}
+		w.mu.Lock()
+		w.heal = true
+		w.mu.Unlock()
+		if err := r.Rebuild(t.Context(), "words"); err != nil {
+			t.Errorf("Rebuild: %v", err)
+		}
+		if err := w.closed(); err != nil {
+			t.Errorf("rebuilt: %v", err)
+		}
+		end(t, stop)
+	})
 }
 
 func TestJournalIsAnother(t *testing.T) {

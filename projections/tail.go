@@ -145,7 +145,12 @@ func (t *tail) fail(state State, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.state, t.err = state, err
-	if state == Stopped {
+	switch {
+	case state != Stopped:
+	case t.gate.closeStopped:
+		t.gate.close(t, fmt.Errorf("%w: %w", ErrStopped, err))
+		t.waiting.releaseAll()
+	default:
 		t.waiting.releaseAll()
 		if t.target == 0 && t.checkpoint.Sequence > 0 {
 			// What the view has is whole, if not new. It could be read before
@@ -238,7 +243,8 @@ func (w *waiters) remove(e *waiter) {
 
 // A gate keeps a projection's readers out while one of its tails is incomplete.
 type gate struct {
-	projection Gated // nil if the projection does not care
+	projection   Gated // nil if the projection does not care
+	closeStopped bool
 
 	// mu guards closed, and orders the calls of Gate.
 	mu     sync.Mutex

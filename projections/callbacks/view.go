@@ -104,7 +104,7 @@ func (v *View) Ready() error {
 }
 
 // Wait returns when the view can be read and has applied the stream up to the
-// sequence.
+// sequence. It fails with [projections.ErrStopped] when that will not come.
 func (v *View) Wait(ctx context.Context, stream string, sequence uint64) error {
 	tick := time.NewTicker(time.Second) // the gate opens without a change
 	defer tick.Stop()
@@ -112,8 +112,12 @@ func (v *View) Wait(ctx context.Context, stream string, sequence uint64) error {
 		v.mu.Lock()
 		at, moved := v.applied[stream], v.moved
 		v.mu.Unlock()
-		if at >= sequence && v.Ready() == nil {
+		err := v.Ready()
+		if at >= sequence && err == nil {
 			return nil
+		}
+		if errors.Is(err, projections.ErrStopped) {
+			return err
 		}
 		select {
 		case <-moved:

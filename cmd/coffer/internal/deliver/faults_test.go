@@ -3,13 +3,17 @@ package deliver_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
@@ -18,6 +22,7 @@ import (
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/kms/kmstest"
 	"github.com/cofferdb/coffer/kms/local"
+	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/callbacks"
 )
 
@@ -319,7 +324,7 @@ func TestRebuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.stopEngine()
-		r.start()
+		r.again()
 		positions = append(positions, r.append(100, "group-1")...)
 	}
 	r.eventually("every event", func() bool { return r.progress(e).Done == uint64(len(positions)) })
@@ -332,6 +337,46 @@ func TestRebuild(t *testing.T) {
 	}
 	if after := dump(t, r, e); !slices.Equal(before, after) {
 		t.Error("the rebuilt view is another one")
+	}
+}
+
+// TestStoppedView has a record in the callback stream that cannot be applied, so
+// that the view lacks the outcomes behind it: a process that starts then sends
+// nothing, rather than again what they are of.
+func TestStoppedView(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	rc := r.receive(nil)
+	e := r.endpoint(rc.URL)
+	ref := endpoints.Ref{App: e.App, ID: e.ID}
+	positions := r.append(10, "group-1")
+	r.eventually("the first events", func() bool { return r.progress(e).Done == 10 })
+	stream, _, err := r.journal.Callbacks().Locate(t.Context(), r.app.ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := strings.Replace(stream, "coffer_eu_cb_", "cb.", 1) + "." + r.app.ID.String()
+	js := must[jetstream.JetStream](t)(jetstream.New(r.conn))
+	if _, err := js.Publish(t.Context(), subject, []byte("no record")); err != nil {
+		t.Fatal(err)
+	}
+	// The worker that runs knows what it has sent, and goes on. The record that
+	// nobody appended is read when an outcome behind it is on disk.
+	positions = append(positions, r.append(10, "group-1")...)
+	r.eventually("the other events", func() bool { found, _ := rc.counts(positions); return found == 20 })
+	r.eventually("the view to stop", func() bool { return errors.Is(r.outcomes.Ready(), projections.ErrStopped) })
+	for range 2 {
+		r.restart()
+		r.eventually("the word of it", func() bool {
+			_, again := rc.counts(positions)
+			return r.engine.Paused(ref) == "store" || again > 0
+		})
+		if err := r.view.Ready(); !errors.Is(err, projections.ErrStopped) {
+			t.Errorf("the view can be read: %v", err)
+		}
+	}
+	if found, again := rc.counts(positions); found != 20 || again != 0 {
+		t.Errorf("%d of 20 events, %d again", found, again)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -139,7 +140,7 @@ func (r *rig) open() {
 		Journal: r.journal, Store: r.store, Projections: []projections.Projection{r.events},
 	}))
 	r.outcomes = must[*projections.Runner](t)(projections.NewRunner(projections.RunnerConfig{
-		Journal: r.journal.Callbacks(), Store: r.store, Projections: []projections.Projection{r.view},
+		Journal: r.journal.Callbacks(), Store: r.store, Projections: []projections.Projection{r.view}, CloseStopped: true,
 	}))
 	views, stop := context.WithCancel(ctx)
 	var work sync.WaitGroup
@@ -149,6 +150,15 @@ func (r *rig) open() {
 	js := must[jetstream.JetStream](t)(jetstream.New(r.conn))
 	r.rows = journal.NewRows(js, journal.RegistryBucket("eu"), syncer)
 	r.endpoints = endpoints.New(r.rows, r.journal, nil)
+	r.start()
+}
+
+// again starts another engine in place of one that has ended. The view is open, and
+// may not have the last outcomes of that one, which a process that starts waits for.
+func (r *rig) again() {
+	r.eventually("the last outcomes in the view", func() bool {
+		return !slices.ContainsFunc(r.outcomes.Status(context.Background()), func(s projections.Status) bool { return s.Lag > 0 || s.LastErr != nil })
+	})
 	r.start()
 }
 

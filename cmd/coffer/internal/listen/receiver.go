@@ -179,12 +179,12 @@ func printed(body []byte) string { return strings.ToValidUTF8(string(body), "\uF
 // kindOf returns the type of an event, and the answer to a verification.
 func kindOf(body jsontext.Value) (kind string, challenge []byte) {
 	var event struct {
-		Type      string         `json:"type"`
-		EventType string         `json:"eventType"`
+		Type      string `json:"type"`
+		EventType string `json:"eventType"`
 		Delivery  struct {
 			Type string `json:"type"`
 		} `json:"delivery"`
-		Data      jsontext.Value `json:"data"`
+		Data jsontext.Value `json:"data"`
 	}
 	if body.Kind() == '[' {
 		var several []jsontext.Value

@@ -111,7 +111,7 @@ func TestQuestions(t *testing.T) {
 	// echo -n 'a#b_1s3cret5' | md5sum
 	inAgora := `{"callId":"a#b_1","timestamp":5,"chat_type":"chat","security":"SUM","delivery":{"type":"message.question"}}`
 	for body, want := range map[string]string{
-		`{"type":"message.question","data":{}}`:                                  `{"decision":"allow"}`,
+		`{"type":"message.question","data":{}}`:                                `{"decision":"allow"}`,
 		strings.Replace(inAgora, "SUM", "da609c153643149b1a00540b5dbd386f", 1): `{"valid":true}`,
 	} {
 		status, answer := l.post(t, "application/json", body)

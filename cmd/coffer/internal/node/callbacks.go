@@ -38,6 +38,7 @@ func (r *region) openCallbacks() error {
 	}
 	d.runner, err = projections.NewRunner(projections.RunnerConfig{
 		Journal: r.journal.Callbacks(), Store: r.store, Projections: []projections.Projection{d.view}, Log: r.log,
+		CloseStopped: true, // what it lacks would be sent again
 	})
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/history"
 )
 
@@ -114,9 +115,13 @@ func viewEndpoint(e *endpoints.Endpoint) endpointView {
 	return v
 }
 
-// withProgress adds how far an endpoint has come.
+// withProgress adds how far an endpoint has come, unless the view has stopped and
+// nobody knows: the endpoint can still be looked at and changed.
 func (s *Server) withProgress(ctx context.Context, v *endpointView, e *endpoints.Endpoint) error {
 	p, err := s.callbacks.View.Progress(ctx, e.App, e.ID)
+	if errors.Is(err, projections.ErrStopped) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
