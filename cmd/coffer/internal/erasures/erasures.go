@@ -102,8 +102,8 @@ type Options struct {
 	Also []func(ctx context.Context, app journal.AppID, user string) (Destroyed, error)
 	// Copies returns where else the keyring's rows are kept, and until when.
 	Copies func(ctx context.Context) ([]Remains, error)
-	Log     *slog.Logger
-	Now     func() time.Time
+	Log    *slog.Logger
+	Now    func() time.Time
 }
 
 // Erasures erases users. Its methods may be called concurrently.
