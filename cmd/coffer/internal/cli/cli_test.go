@@ -212,8 +212,13 @@ func TestDoctorNamesWhatIsWrong(t *testing.T) {
 func TestServeUsage(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, args := range [][]string{
-		{"serve"}, {"serve", "--day", "2s"}, {"serve", "--dev", "--day", "1ms"}, {"serve", "--dev", "--day", "25h"},
-		{"serve", "--dev", "--day", "-1s"}, {"serve", "--dev", "--day", "soon"}, {"serve", "--dev", "--port-base", "70000"},
+		{"serve"},
+		{"serve", "--day", "2s"},
+		{"serve", "--dev", "--day", "1ms"},
+		{"serve", "--dev", "--day", "25h"},
+		{"serve", "--dev", "--day", "-1s"},
+		{"serve", "--dev", "--day", "soon"},
+		{"serve", "--dev", "--port-base", "70000"},
 	} {
 		if code, _, stderr := run(t, nil, args...); code != ExitUsage || stderr == "" {
 			t.Errorf("%v: exit code %d, %s", args, code, stderr)

@@ -44,7 +44,7 @@ type retentionSite struct {
 // planApp is an app of a plan.
 type planApp struct {
 	id, certificate, endpoint string
-	export                    string // of a message that is there, see exportedBefore
+	export                    string           // of a message that is there, see exportedBefore
 	epochs                    []kms.EpochState // that seal what it keeps
 }
 
