@@ -113,6 +113,8 @@ func (m *ExportManifest) check() error {
 	switch {
 	case m.Version != exportVersion:
 		return fmt.Errorf("%w: version %d is not known", ErrManifest, m.Version)
+	case m.App == (journal.AppID{}):
+		return fmt.Errorf("%w: the app is missing", ErrManifest)
 	case m.Format == ExportAgora:
 		names = regexp.MustCompile(`^[0-9]{10}\.gz$`)
 	case m.Format != ExportNDJSON:
