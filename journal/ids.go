@@ -40,6 +40,7 @@ const (
 	KeyRewrapped      Type = 35
 	KeyRetired        Type = 36
 	CallbackAttempted Type = 37
+	EndpointDisabled  Type = 38
 )
 
 // String returns the type's name in a CloudEvent, "message.sent".
@@ -77,6 +78,8 @@ func (t Type) String() string {
 		return "key.retired"
 	case CallbackAttempted:
 		return "callback.attempted"
+	case EndpointDisabled:
+		return "endpoint.disabled"
 	}
 	return ""
 }
@@ -116,6 +119,8 @@ func ParseType(s string) (Type, error) {
 		return KeyRetired, nil
 	case "callback.attempted":
 		return CallbackAttempted, nil
+	case "endpoint.disabled":
+		return EndpointDisabled, nil
 	}
 	return 0, fmt.Errorf("event type: %w: not a known type", ErrInvalid)
 }
