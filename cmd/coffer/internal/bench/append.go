@@ -16,7 +16,7 @@ import (
 const appendCompared = "ours: journal.Append of one event a call, as the HTTP handler has it after journal.ParseEvent, with the caller's id: ids, time and plan checked, " +
 	"sealed with its sender's key (%d senders), " +
 	"checked for being a repetition, stored as a record of %d bytes, synced, acknowledged with its position; no view follows. " +
-	"raw: random payloads of the same size and on the same subjects, handed to one committer that publishes what has arrived and syncs it before it answers (%s). " +
+	"raw: random payloads of the same size, each writer's its own, and on the same subjects, handed to one committer that publishes what has arrived and syncs it before it answers (%s). " +
 	"Both on an embedded server with one replica on the same disk, every writer waiting for its own acknowledgement; " +
 	"what is stored is equally large, ours with 160 bytes of header and envelope in it."
 
@@ -57,19 +57,20 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 	if err := r.warm(ctx, base); err != nil {
 		return c, "", err
 	}
-	bare, err := openBare(ctx, filepath.Join(dir, "raw"), o.Size, false)
+	bare, err := openBare(ctx, filepath.Join(dir, "raw"), o.Size, writers, false)
 	if err != nil {
 		return c, "", err
 	}
 	defer func() { err = joinClose(err, bare.close) }()
 
 	var serial atomic.Int64
+	ids := make([]idBlock, writers)
 	ours := &side{name: "ours", round: func(ctx context.Context) (sample, error) {
 		// Ids of their own for each round.
 		round := int(serial.Add(1))
 		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
 			e := base
-			e.ID = eventID(w, round*100_000_000+n)
+			e.ID = ids[w].at(w, round*100_000_000+n)
 			e.Sender, e.Conversation = r.users.at(w+n), r.groups.at(w+n)
 			results, err := r.journal.Append(ctx, r.app.ID, e)
 			if err != nil {
@@ -82,7 +83,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 		round := int(serial.Add(1))
 		return drive(ctx, o.Duration/appendBits, writers, func(ctx context.Context, w, n int) error {
 			e := base
-			e.ID, e.Time = eventID(w, round*100_000_000+n), time.Now()
+			e.ID, e.Time = ids[w].at(w, round*100_000_000+n), time.Now()
 			e.Sender, e.Conversation = r.users.at(w+n), r.groups.at(w+n)
 			e, err := journal.ParseEvent(e.AppendJSON(make([]byte, 0, 2*o.Size), r.app.ID), r.app.ID, journal.Limits{})
 			if err != nil {
@@ -102,7 +103,7 @@ func appendCase(ctx context.Context, o Options, writers int) (c Case, way string
 
 	var single, grouped *side
 	if writers == 64 {
-		each, err := openBare(ctx, filepath.Join(dir, "each"), o.Size, true)
+		each, err := openBare(ctx, filepath.Join(dir, "each"), o.Size, writers, true)
 		if err != nil {
 			return c, "", err
 		}

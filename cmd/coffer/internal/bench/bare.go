@@ -41,7 +41,7 @@ type bare struct {
 	conn     *nats.Conn
 	js       jetstream.JetStream
 	subjects []string
-	payload  []byte
+	writers  []bareEvent // what each writer appends
 	stream   string
 	folder   *os.File
 	block    int // number of the last block that was synced
@@ -55,17 +55,27 @@ type bare struct {
 	answer chan error // of capacity 1: the acknowledgements of a commit
 
 	mu      sync.Mutex // guards what follows
-	pending []chan error
+	pending []*bareEvent
 	awaited int
 	refused error
 }
 
-func openBare(ctx context.Context, dir string, size int, syncAlways bool) (*bare, error) {
+// bareEvent is what a writer hands over, again and again: its own bytes, and
+// where it waits.
+type bareEvent struct {
+	payload []byte
+	done    chan error // of capacity 1
+}
+
+func openBare(ctx context.Context, dir string, size, writers int, syncAlways bool) (*bare, error) {
 	b := &bare{
-		stream: journal.StreamName("eu", planID, 0), payload: make([]byte, size),
+		stream: journal.StreamName("eu", planID, 0), writers: make([]bareEvent, writers),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), answer: make(chan error, 1),
 	}
-	rand.Read(b.payload) // never fails; it ends the process instead
+	for w := range b.writers {
+		b.writers[w] = bareEvent{make([]byte, size), make(chan error, 1)}
+		rand.Read(b.writers[w].payload) // never fails; it ends the process instead
+	}
 	app := journal.NewAppID(3)
 	for i := range journal.Buckets {
 		b.subjects = append(b.subjects, journal.Subject{Plan: planID, App: app, Bucket: i}.String())
@@ -132,11 +142,13 @@ func (b *bare) close() error {
 	return nil
 }
 
-// append hands one payload to the committer and waits for its commit.
-func (b *bare) append(ctx context.Context, _, _ int) error {
-	done := make(chan error, 1)
+// append hands a writer's payload to the committer and waits for its commit,
+// which the committer answers whatever happens: waiting for the context too
+// would cost more.
+func (b *bare) append(_ context.Context, w, _ int) error {
+	e := &b.writers[w]
 	b.mu.Lock()
-	b.pending = append(b.pending, done)
+	b.pending = append(b.pending, e)
 	first := len(b.pending) == 1
 	b.mu.Unlock()
 	if first {
@@ -145,17 +157,12 @@ func (b *bare) append(ctx context.Context, _, _ int) error {
 		default:
 		}
 	}
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return <-e.done
 }
 
 // publishOne publishes one payload and waits for the server's answer.
 func (b *bare) publishOne(ctx context.Context, w, n int) error {
-	_, err := b.js.Publish(ctx, b.subjects[(w+n)%len(b.subjects)], b.payload)
+	_, err := b.js.Publish(ctx, b.subjects[(w+n)%len(b.subjects)], b.writers[w].payload)
 	return err
 }
 
@@ -165,11 +172,12 @@ func (b *bare) run() {
 	if b.server.Syncer() == nil {
 		limit = bareBatch
 	}
+	var batch []*bareEvent
 	for {
 		b.mu.Lock()
 		n := min(len(b.pending), limit)
-		batch := b.pending[:n:n]
-		b.pending = b.pending[n:]
+		batch = append(batch[:0], b.pending[:n]...)
+		b.pending = b.pending[:copy(b.pending, b.pending[n:])]
 		b.mu.Unlock()
 		if n == 0 {
 			select {
@@ -179,22 +187,22 @@ func (b *bare) run() {
 				return
 			}
 		}
-		err := b.commit(n)
-		for _, done := range batch {
-			done <- err
+		err := b.commit(batch)
+		for _, e := range batch {
+			e.done <- err
 		}
 	}
 }
 
-func (b *bare) commit(n int) error {
+func (b *bare) commit(batch []*bareEvent) error {
 	if b.server.Syncer() == nil {
-		return b.commitBatch(n)
+		return b.commitBatch(batch)
 	}
 	b.mu.Lock()
-	b.awaited, b.refused = n, nil
+	b.awaited, b.refused = len(batch), nil
 	b.mu.Unlock()
-	for i := range n {
-		if err := b.conn.PublishRequest(b.subjects[i%len(b.subjects)], b.inbox, b.payload); err != nil {
+	for i, e := range batch {
+		if err := b.conn.PublishRequest(b.subjects[i%len(b.subjects)], b.inbox, e.payload); err != nil {
 			return err
 		}
 	}
@@ -217,16 +225,16 @@ func (b *bare) acknowledged(m *nats.Msg) {
 
 // commitBatch publishes an atomic batch (ADR 50 of NATS): one answer, when all
 // of it is stored and synced.
-func (b *bare) commitBatch(n int) error {
+func (b *bare) commitBatch(batch []*bareEvent) error {
 	id := strconv.FormatInt(time.Now().UnixNano(), 36)
 	b.mu.Lock()
 	b.awaited, b.refused = 1, nil
 	b.mu.Unlock()
-	for i := range n {
-		m := &nats.Msg{Subject: b.subjects[i%len(b.subjects)], Data: b.payload, Header: nats.Header{}}
+	for i, e := range batch {
+		m := &nats.Msg{Subject: b.subjects[i%len(b.subjects)], Data: e.payload, Header: nats.Header{}}
 		m.Header.Set("Nats-Batch-Id", id)
 		m.Header.Set("Nats-Batch-Sequence", strconv.Itoa(i+1))
-		if i == n-1 {
+		if i == len(batch)-1 {
 			m.Header.Set("Nats-Batch-Commit", "1")
 			m.Reply = b.inbox
 		}
