@@ -45,6 +45,7 @@ type world struct {
 	*testing.T
 
 	dir     string
+	nats    []string // folders of the NATS servers
 	js      jetstream.JetStream
 	journal *journal.Journal
 	app     journal.AppID
@@ -54,22 +55,51 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{T: t, dir: t.TempDir()}
-	server, conn := journaltest.Start(t, embedded.Options{StoreDir: filepath.Join(w.dir, "nats")})
+	return openWorld(t, t.TempDir(), func(s journal.Syncer) journal.Syncer { return s })
+}
+
+// openWorld opens a folder, which may have been used before. What syncs can be
+// wrapped.
+func openWorld(t *testing.T, dir string, wrap func(journal.Syncer) journal.Syncer) *world {
+	t.Helper()
+	nats := filepath.Join(dir, "nats")
+	server, conn := journaltest.Start(t, embedded.Options{StoreDir: nats})
+	var syncer journal.Syncer
+	if s := server.Syncer(); s != nil {
+		syncer = wrap(s)
+	}
+	return worldOf(t, dir, []string{nats}, journal.Config{Conn: conn, Sync: syncer})
+}
+
+// worldOf opens a journal with its views, and its one app.
+func worldOf(t *testing.T, dir string, nats []string, cfg journal.Config) *world {
+	t.Helper()
+	w := &world{T: t, dir: dir, nats: nats}
 	provider, err := local.Open(t.Context(), local.Options{Path: filepath.Join(w.dir, "key.json"), Create: true})
 	must(t, err)
 	t.Cleanup(func() { must(t, provider.Close()) })
 	w.store, w.view = openViews(t, filepath.Join(w.dir, "views"))
-	var syncer journal.Syncer
-	if s := server.Syncer(); s != nil {
-		syncer = s
-	}
-	w.journal, err = journal.Open(t.Context(), journal.Config{Region: journal.DefaultRegions()[2], Conn: conn, Sync: syncer, KMS: provider, Index: w.view})
+	cfg.Region, cfg.KMS, cfg.Index = journal.DefaultRegions()[2], provider, w.view
+	w.journal, err = journal.Open(t.Context(), cfg)
 	must(t, err)
 	t.Cleanup(func() { must(t, w.journal.Close()) })
 	w.runner = follow(t, w.journal, w.store, w.view)
-	w.js, err = jetstream.New(conn)
+	w.js, err = jetstream.New(cfg.Conn)
 	must(t, err)
+	for app, err := range w.journal.Apps(t.Context()) {
+		must(t, err)
+		w.app = app.ID
+		// After a kill the view may be filled again first.
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			_, err := w.view.Messages(t.Context(), w.app, w.conversation(), history.PageQuery{Limit: 1})
+			if err == nil {
+				return w
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
 	app, err := w.journal.CreateApp(t.Context(), journal.AppSpec{Plan: "pro"})
 	must(t, err)
 	w.app = app.ID
@@ -143,11 +173,19 @@ func (w *world) sealed(at journal.Position) []byte {
 	return msg.Data[journal.HeaderSize+56:]
 }
 
-// holds reports whether a file below a folder has the bytes.
+// holds reports whether a file of the views, or of a NATS server, has the bytes.
 func (w *world) holds(dir string, content []byte) bool {
 	w.Helper()
-	found := false
-	err := filepath.WalkDir(filepath.Join(w.dir, dir), func(path string, d fs.DirEntry, err error) error {
+	if dir == "nats" {
+		return slices.ContainsFunc(w.nats, func(dir string) bool { return len(w.files(dir, content)) > 0 })
+	}
+	return len(w.files(filepath.Join(w.dir, dir), content)) > 0
+}
+
+// files are those below a folder that have the bytes.
+func (w *world) files(dir string, content []byte) (found []string) {
+	w.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() {
 			return nil
 		}
@@ -158,7 +196,9 @@ func (w *world) holds(dir string, content []byte) bool {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // a table that has just been replaced
 		}
-		found = found || bytes.Contains(text, content)
+		if bytes.Contains(text, content) {
+			found = append(found, path)
+		}
 		return err
 	})
 	must(w.T, err)
@@ -371,11 +411,15 @@ func (w *world) conversation() kms.Tag {
 	return tag
 }
 
-// move changes the app's plan and waits for the end.
-func (w *world) move(plan string) {
+// move changes the app's plan and waits for the end. It calls what is given after
+// each step.
+func (w *world) move(plan string, progress ...func(journal.Move)) {
 	w.Helper()
 	done := make(chan struct{})
 	mover, err := journal.NewMover(journal.MoverConfig{Journal: w.journal, Views: w.runner, Progress: func(_ journal.AppID, m journal.Move) {
+		for _, tell := range progress {
+			tell(m)
+		}
 		if m.Step == journal.MoveDone {
 			close(done)
 		}
