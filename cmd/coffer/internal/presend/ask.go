@@ -3,6 +3,7 @@ package presend
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,14 +23,15 @@ const (
 // one; none when its content is gone.
 type Stored func(ctx context.Context, id string) (data jsontext.Value, found bool, err error)
 
-// Ask asks about events, and returns what is to become of each: nil, or the error
-// that it is refused with. The data of those that an answer rewrites is replaced.
-func (a *Asker) Ask(ctx context.Context, app journal.AppID, events []journal.Event, stored Stored) ([]error, error) {
-	out := make([]error, len(events))
+// Ask asks about events. It returns them with the data that answers have given
+// them, and what is to become of each: nil, or the error that it is refused with.
+// Of an app that does not ask it returns nothing.
+func (a *Asker) Ask(ctx context.Context, app journal.AppID, events []journal.Event, stored Stored) ([]journal.Event, []error, error) {
 	s, err := a.of(ctx, app)
 	if err != nil || s == nil {
-		return out, err
+		return nil, nil, err
 	}
+	asked, out := slices.Clone(events), make([]error, len(events))
 	turns := make(chan struct{}, maxAtOnce)
 	var work sync.WaitGroup
 	for i := range events {
@@ -39,11 +41,34 @@ func (a *Asker) Ask(ctx context.Context, app journal.AppID, events []journal.Eve
 		turns <- struct{}{}
 		work.Go(func() {
 			defer func() { <-turns }()
-			out[i] = a.one(ctx, s, app, &events[i], stored)
+			out[i] = a.one(ctx, s, app, &asked[i], stored)
 		})
 	}
 	work.Wait()
-	return out, ctx.Err()
+	return asked, out, ctx.Err()
+}
+
+// Again makes an event that the journal has refused, because another content has
+// its id, what is stored when that is of the same event: another process may have
+// asked about it at the same time, and stored another answer. It reports whether
+// the event may be appended again.
+func (a *Asker) Again(ctx context.Context, app journal.AppID, e *journal.Event, stored Stored) (bool, error) {
+	normal := *e
+	if normal.Normalize(time.Now(), journal.Limits{}) != nil {
+		return false, nil //nolint:nilerr // the journal has said what is wrong with it
+	}
+	mac, err := a.mac(ctx, app, &normal)
+	if err != nil {
+		return false, err
+	}
+	data, found, err := stored(ctx, e.ID)
+	if err != nil || !found {
+		return false, err
+	}
+	if marked(data) == mac {
+		e.Data = data
+	}
+	return true, nil
 }
 
 // one asks about one event, unless it is known what was answered.

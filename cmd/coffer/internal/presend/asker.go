@@ -118,7 +118,7 @@ func New(c Config) *Asker {
 	if c.MaxTimeout <= 0 {
 		c.MaxTimeout = MaxTimeout
 	}
-	return &Asker{Config: c, ready: make(chan struct{}), apps: make(map[journal.AppID]*asked), memory: memory{decided: make(map[decisionKey]*decision)}}
+	return &Asker{Config: c, ready: make(chan struct{}), apps: make(map[journal.AppID]*asked)}
 }
 
 // Run follows the settings until ctx ends.

@@ -3,6 +3,7 @@ package presend
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -67,7 +68,7 @@ func TestRewrite(t *testing.T) {
 
 // TestMemory: one question for what is sent at the same time, and a bound.
 func TestMemory(t *testing.T) {
-	m := memory{decided: make(map[decisionKey]*decision)}
+	var m memory
 	var app journal.AppID
 	var puts int
 	var work sync.WaitGroup
@@ -84,16 +85,79 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d questions", puts)
 	}
 	for i := range 2*mostKept + 10 {
-		m.decide(decisionKey{app, fmt.Sprint(i), "m"}, func() (jsontext.Value, error) { return nil, nil }) //nolint:nilnil // nothing is replaced
+		m.decide(decisionKey{app, strconv.Itoa(i), "m"}, allowed)
 	}
-	if len(m.decided) > mostKept {
-		t.Errorf("%d answers are kept", len(m.decided))
+	if m.kept > mostKept || m.kept < mostKept/4 {
+		t.Errorf("%d answers are kept", m.kept)
 	}
+	check(t, &m)
+}
+
+func allowed() (jsontext.Value, error) { return nil, nil } //nolint:nilnil // nothing is replaced
+
+// check compares what a memory has with what it counts.
+func check(t *testing.T, m *memory) {
+	t.Helper()
+	total := 0
+	for app, of := range m.apps {
+		weight := 0
+		for _, d := range of.order {
+			weight += d.weight
+		}
+		if weight != of.weight || len(of.byKey) > len(of.order) {
+			t.Errorf("app %s: counted %d of %d, %d keys of %d", app, of.weight, weight, len(of.byKey), len(of.order))
+		}
+		total += weight
+	}
+	if total != m.kept {
+		t.Errorf("counted %d of %d", m.kept, total)
+	}
+}
+
+// TestMemoryIsShared: an app that asks about very much forgets its own answers and
+// not those of an app that asks about little, nor what is under way.
+func TestMemoryIsShared(t *testing.T) {
+	var m memory
+	small, busy := journal.AppID{15: 1}, journal.AppID{15: 2}
+	asked := 0
+	ask := func() (jsontext.Value, error) { asked++; return nil, nil } //nolint:nilnil // nothing is replaced
+	const few = 1000
+	for i := range few {
+		m.decide(decisionKey{small, strconv.Itoa(i), ""}, ask)
+	}
+	slow, _ := m.find(decisionKey{busy, "slow", ""}, time.Now())
+	for i := range 3 * mostKept {
+		m.decide(decisionKey{busy, strconv.Itoa(i), ""}, allowed)
+	}
+	// Long texts count for more, whoever has them.
+	for i := range 100 {
+		m.decide(decisionKey{busy, "long" + strconv.Itoa(i), ""}, func() (jsontext.Value, error) { return make(jsontext.Value, 1<<20), nil })
+	}
+	for i := range few {
+		m.decide(decisionKey{small, strconv.Itoa(i), ""}, ask)
+	}
+	if asked != few {
+		t.Errorf("asked %d times about %d events", asked, few)
+	}
+	if d, found := m.find(decisionKey{busy, "slow", ""}, time.Now()); !found || d != slow {
+		t.Error("what was under way is asked about again")
+	}
+	close(slow.done)
+	m.settle(slow)
+	if m.kept > mostKept {
+		t.Errorf("%d is kept", m.kept)
+	}
+	check(t, &m)
+	// After five minutes nothing of it is left.
+	if _, found := m.find(decisionKey{small, "0", ""}, time.Now().Add(remembered)); found {
+		t.Error("an answer is remembered too long")
+	}
+	check(t, &m)
 }
 
 // TestUnansweredIsAskedAgain remembers answers, and not that there was none.
 func TestUnansweredIsAskedAgain(t *testing.T) {
-	m := memory{decided: make(map[decisionKey]*decision)}
+	var m memory
 	key := decisionKey{id: "a"}
 	asked := 0
 	put := func() (jsontext.Value, error) {
@@ -110,6 +174,7 @@ func TestUnansweredIsAskedAgain(t *testing.T) {
 	if asked != 2 {
 		t.Errorf("asked %d times, wanted 2", asked)
 	}
+	check(t, &m)
 }
 
 func TestClean(t *testing.T) {

@@ -157,12 +157,16 @@ func (s *Server) appendAll(c *call, texts [][]byte, key string, batch bool) ([]o
 	if len(events) == 0 {
 		return outcomes, nil
 	}
-	events, places, err := s.askAbout(c, events, places, outcomes)
+	sent := make(map[int]journal.Event)
+	events, places, err := s.askAbout(c, events, places, outcomes, sent)
 	if err != nil || len(events) == 0 {
 		return outcomes, err
 	}
 	results, err := s.journal.Append(c.r.Context(), c.app.ID, events...)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.appendAgain(c, sent, places, events, results); err != nil {
 		return nil, err
 	}
 	appended := 0

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -101,8 +102,9 @@ func (s *Server) auditPresend(c *call, action string, detail map[string]string) 
 }
 
 // askAbout asks the app's endpoint about events, and takes those that it refuses
-// out of them. An app's backend may leave it out, as an import does.
-func (s *Server) askAbout(c *call, events []journal.Event, places []int, outcomes []outcome) ([]journal.Event, []int, error) {
+// out of them; sent gets the others as they came, by place. An app's backend may
+// leave it out, as an import does.
+func (s *Server) askAbout(c *call, events []journal.Event, places []int, outcomes []outcome, sent map[int]journal.Event) ([]journal.Event, []int, error) {
 	if c.query.Has("presend") {
 		switch {
 		case c.query.Get("presend") != "skip":
@@ -112,11 +114,9 @@ func (s *Server) askAbout(c *call, events []journal.Event, places []int, outcome
 		}
 		return events, places, nil
 	}
-	refused, err := s.presend.Ask(c.r.Context(), c.app.ID, events, func(ctx context.Context, id string) (jsontext.Value, bool, error) {
-		return s.storedData(ctx, c.app, id)
-	})
-	if err != nil {
-		return nil, nil, err
+	asked, refused, err := s.presend.Ask(c.r.Context(), c.app.ID, events, s.storedOf(c))
+	if err != nil || asked == nil {
+		return events, places, err
 	}
 	kept := 0
 	for i, err := range refused {
@@ -124,10 +124,43 @@ func (s *Server) askAbout(c *call, events []journal.Event, places []int, outcome
 			outcomes[places[i]] = s.refused(c, events[i].ID, err)
 			continue
 		}
-		events[kept], places[kept] = events[i], places[i]
+		if events[i].ID != "" {
+			sent[places[i]] = events[i]
+		}
+		asked[kept], places[kept] = asked[i], places[i]
 		kept++
 	}
-	return events[:kept], places[:kept], nil
+	return asked[:kept], places[:kept], nil
+}
+
+// appendAgain appends events that another process has stored, after its own
+// question, while this one asked about them: the answer that is stored counts.
+func (s *Server) appendAgain(c *call, sent map[int]journal.Event, places []int, events []journal.Event, results []journal.Result) error {
+	for i := range results {
+		e, ok := sent[places[i]]
+		if !ok || !errors.Is(results[i].Err, journal.ErrConflict) {
+			continue
+		}
+		ok, err := s.presend.Again(c.r.Context(), c.app.ID, &e, s.storedOf(c))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		again, err := s.journal.Append(c.r.Context(), c.app.ID, e)
+		if err != nil {
+			return err
+		}
+		events[i], results[i] = e, again[0]
+	}
+	return nil
+}
+
+func (s *Server) storedOf(c *call) presend.Stored {
+	return func(ctx context.Context, id string) (jsontext.Value, bool, error) {
+		return s.storedData(ctx, c.app, id)
+	}
 }
 
 // storedData returns the data of an event that is stored; none when its content is
