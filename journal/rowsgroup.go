@@ -3,7 +3,6 @@ package journal
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -70,22 +69,59 @@ func (r *Rows) loadSome(ctx context.Context, names []string, rows []kms.Row, hav
 	if err != nil {
 		return
 	}
-	inbox := r.js.Conn().NewInbox()
-	answers, err := r.js.Conn().SubscribeSync(inbox + ".*")
+	a, err := r.expect(len(names) + 1) // and the end
 	if err != nil {
 		return
 	}
-	defer func() { _ = answers.Unsubscribe() }()
+	defer a.close()
 	if stream.CachedInfo().Config.AllowDirect {
-		r.loadTogether(ctx, answers, inbox, names, rows, have)
+		r.loadTogether(ctx, a, names, rows, have)
 	} else {
-		r.loadEach(ctx, answers, inbox, names, rows, have)
+		r.loadEach(ctx, a, names, rows, have)
 	}
+}
+
+// answers are those to some requests. The client library's subscriptions have
+// room for 65,536 messages each, and its asynchronous publishing reads each
+// answer by reflection: both cost as much as the server.
+type answers struct {
+	conn  *nats.Conn
+	inbox string // of the answer to request i: inbox.i
+	sub   *nats.Subscription
+	got   chan *nats.Msg
+}
+
+// expect makes room for n answers.
+func (r *Rows) expect(n int) (*answers, error) {
+	a := &answers{conn: r.js.Conn(), inbox: r.js.Conn().NewInbox() + ".", got: make(chan *nats.Msg, n)}
+	var err error
+	if a.sub, err = a.conn.ChanSubscribe(a.inbox+"*", a.got); err != nil {
+		return nil, unavailable(err)
+	}
+	return a, nil
+}
+
+func (a *answers) close() { _ = a.sub.Unsubscribe() }
+
+// reply is where the answer to request i is sent.
+func (a *answers) reply(i int) string { return a.inbox + strconv.Itoa(i) }
+
+// next returns an answer and which request it is of; nil when there is none in
+// time.
+func (a *answers) next(ctx context.Context) (int, *nats.Msg) {
+	select {
+	case msg := <-a.got:
+		if i, err := strconv.Atoi(strings.TrimPrefix(msg.Subject, a.inbox)); err == nil {
+			return i, msg
+		}
+	case <-ctx.Done():
+	}
+	return 0, nil
 }
 
 // loadTogether asks for the last messages of all names at once: a batched direct
 // get, see ADR 31 of NATS.
-func (r *Rows) loadTogether(ctx context.Context, answers *nats.Subscription, inbox string, names []string, rows []kms.Row, have []bool) {
+func (r *Rows) loadTogether(ctx context.Context, a *answers, names []string, rows []kms.Row, have []bool) {
 	places := make(map[string]int, len(names))
 	ask := struct {
 		Subjects []string `json:"multi_last"`
@@ -99,12 +135,12 @@ func (r *Rows) loadTogether(ctx context.Context, answers *nats.Subscription, inb
 		ask.Subjects = append(ask.Subjects, subject)
 	}
 	body, err := json.Marshal(ask)
-	if err != nil || len(places) == 0 || r.js.Conn().PublishRequest(r.apiPrefix()+"DIRECT.GET."+r.stream, inbox+".0", body) != nil {
+	if err != nil || len(places) == 0 || a.conn.PublishRequest(r.apiPrefix()+"DIRECT.GET."+r.stream, a.reply(0), body) != nil {
 		return
 	}
 	for {
-		msg, err := answers.NextMsgWithContext(ctx)
-		if err != nil || msg.Header.Get("Status") != "" {
+		_, msg := a.next(ctx)
+		if msg == nil || msg.Header.Get("Status") != "" {
 			return // the end, or nothing is there
 		}
 		i, ok := places[msg.Header.Get(jetstream.SubjectHeader)]
@@ -117,28 +153,26 @@ func (r *Rows) loadTogether(ctx context.Context, answers *nats.Subscription, inb
 }
 
 // loadEach asks for all rows before it waits for the first answer.
-func (r *Rows) loadEach(ctx context.Context, answers *nats.Subscription, inbox string, names []string, rows []kms.Row, have []bool) {
+func (r *Rows) loadEach(ctx context.Context, a *answers, names []string, rows []kms.Row, have []bool) {
 	prefix := r.apiPrefix()
-	asked := map[string]int{}
+	asked := 0
 	for i, name := range names {
 		if checkRowName(name) != nil {
 			continue
 		}
-		reply := fmt.Sprintf("%s.%d", inbox, i)
 		ask := []byte(`{"last_by_subj":"` + r.prefix + name + `"}`)
-		if err := r.js.Conn().PublishRequest(prefix+"STREAM.MSG.GET."+r.stream, reply, ask); err != nil {
+		if err := a.conn.PublishRequest(prefix+"STREAM.MSG.GET."+r.stream, a.reply(i), ask); err != nil {
 			return
 		}
-		asked[reply] = i
+		asked++
 	}
 	for range asked {
-		msg, err := answers.NextMsgWithContext(ctx)
-		if err != nil {
+		i, msg := a.next(ctx)
+		if msg == nil {
 			return
 		}
-		i, ok := asked[msg.Subject]
 		var answer storedMessage
-		if !ok || json.Unmarshal(msg.Data, &answer) != nil || answer.Message.Sequence == 0 || bytes.Contains(answer.Message.Headers, []byte(kvOperation)) {
+		if json.Unmarshal(msg.Data, &answer) != nil || answer.Message.Sequence == 0 || bytes.Contains(answer.Message.Headers, []byte(kvOperation)) {
 			continue
 		}
 		rows[i], have[i] = kms.Row{Value: answer.Message.Data, Revision: answer.Message.Sequence}, true
@@ -165,27 +199,17 @@ func (r *Rows) UpdateGroup(ctx context.Context, updates []kms.RowUpdate) []error
 		// The erasure takes longer then; the writing need not fail for it.
 		r.unfinished()
 	}
-	errs := make([]error, len(updates))
-	sequences := make([]uint64, len(updates))
-	for from := 0; from < len(updates); from += groupAtOnce {
-		to := min(from+groupAtOnce, len(updates))
-		r.updateSome(ctx, updates[from:to], sequences[from:to], errs[from:to])
+	g := &rowsGroup{
+		Rows: r, updates: updates, messages: make([]*nats.Msg, len(updates)),
+		stored: make([]bool, len(updates)), errs: make([]error, len(updates)),
 	}
-	var failed error
-	if r.sync != nil {
-		if err := r.sync.Sync(r.stream); err != nil {
-			failed = fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-	}
-	if failed == nil {
-		failed = r.readAgain(ctx, updates, sequences, errs)
-	}
+	err := g.update(ctx)
 	for i, u := range updates {
-		if errs[i] == nil {
-			errs[i] = failed
+		if g.errs[i] == nil && !g.stored[i] {
+			g.errs[i] = err
 		}
-		if errs[i] != nil {
-			errs[i] = fmt.Errorf("update row %s: %w", u.Name, errs[i])
+		if g.errs[i] != nil {
+			g.errs[i] = fmt.Errorf("update row %s: %w", u.Name, g.errs[i])
 		}
 	}
 	r.mu.Lock()
@@ -195,85 +219,191 @@ func (r *Rows) UpdateGroup(ctx context.Context, updates []kms.RowUpdate) []error
 	} else {
 		r.soon.Reset(sweepAfter)
 	}
-	return errs
+	return g.errs
 }
 
-// updateSome writes rows that are synced later. It sends all before it waits
-// for the first answer; whose answer does not come, or is not plain, is written
-// again, which finds out what became of it.
-func (r *Rows) updateSome(ctx context.Context, updates []kms.RowUpdate, sequences []uint64, errs []error) {
-	wait, cancel := context.WithTimeout(ctx, requestTimeout)
+// rowsGroup is a group of updates on their way.
+type rowsGroup struct {
+	*Rows
+
+	updates  []kms.RowUpdate
+	messages []*nats.Msg // those that were sent
+	stored   []bool      // durable, and read again
+	errs     []error
+}
+
+// update returns the error of what is neither stored nor has an error of its own.
+//
+// Only the last message of some asks for an answer: what the server stored is
+// read again anyway, and tells what an answer would. What it does not have is
+// looked after one by one.
+func (g *rowsGroup) update(ctx context.Context) error {
+	type part struct {
+		from, to int
+		last     uint64
+	}
+	var parts []part
+	for from := 0; from < len(g.updates); from += groupAtOnce {
+		to := min(from+groupAtOnce, len(g.updates))
+		parts = append(parts, part{from, to, g.send(ctx, from, to)})
+	}
+	if err := g.durable(); err != nil {
+		return err
+	}
+	for _, p := range parts {
+		if p.last != 0 {
+			g.readAgain(ctx, p.from, p.to, p.last)
+		}
+	}
+	g.readByName(ctx)
+	return g.oneByOne(ctx)
+}
+
+func (r *Rows) durable() error {
+	if r.sync == nil {
+		return nil
+	}
+	if err := r.sync.Sync(r.stream); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// send sends some rows, and returns the sequence of the last one once the server
+// has stored it, and so has gone through those before; 0 when it tells none.
+func (g *rowsGroup) send(ctx context.Context, from, to int) uint64 {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	messages := make([]*nats.Msg, len(updates))
-	answers := make([]jetstream.PubAckFuture, len(updates))
-	for i, u := range updates {
-		if errs[i] = checkRowName(u.Name); errs[i] == nil && u.Revision == 0 {
-			errs[i] = kms.ErrRowConflict
+	var last *nats.Msg
+	g.mu.Lock()
+	for i := from; i < to; i++ {
+		u := g.updates[i]
+		if g.errs[i] = checkRowName(u.Name); g.errs[i] == nil && u.Revision == 0 {
+			g.errs[i] = kms.ErrRowConflict
 		}
-		if errs[i] != nil || r.full(u.Name) {
+		if g.errs[i] != nil || g.deferred[u.Name] >= maxDeferred {
 			continue
 		}
-		messages[i] = r.message(u.Name, u.Value, "")
-		sent := *messages[i] // a late answer's message is the library's
-		sent.Header = nats.Header{writeID: messages[i].Header[writeID]}
-		answers[i], _ = r.js.PublishMsgAsync(&sent, jetstream.WithExpectLastSequencePerSubject(u.Revision), jetstream.WithRetryAttempts(0))
+		g.deferred[u.Name]++
+		last = g.message(u.Name, u.Value, "")
+		last.Header.Set(expectedSubjectSequence, strconv.FormatUint(u.Revision, 10))
+		g.messages[i] = last
 	}
-	for i, answer := range answers {
-		if answer == nil {
+	g.mu.Unlock()
+	if last == nil {
+		return 0
+	}
+	a, err := g.expect(1)
+	if err != nil {
+		return 0
+	}
+	defer a.close()
+	for _, msg := range g.messages[from:to] {
+		if msg == nil {
 			continue
 		}
-		select {
-		case ack := <-answer.Ok():
-			sequences[i] = ack.Sequence
-		case <-answer.Err(): //nolint:errcheck // the row itself is asked below
-		case <-wait.Done():
+		if msg == last {
+			msg.Reply = a.reply(0)
+		}
+		err := a.conn.PublishMsg(msg)
+		msg.Reply = ""
+		if err != nil {
+			return 0
 		}
 	}
-	inParallel(len(updates), func(i int) {
-		switch {
-		case errs[i] != nil || sequences[i] != 0:
-		case messages[i] == nil:
-			sequences[i], errs[i] = r.Update(ctx, updates[i].Name, updates[i].Value, updates[i].Revision)
-		default:
-			sequences[i], errs[i] = r.publish(ctx, messages[i], updates[i].Revision)
+	_, msg := a.next(ctx)
+	var ack struct {
+		Sequence uint64 `json:"seq"`
+	}
+	if msg == nil || json.Unmarshal(msg.Data, &ack) != nil {
+		return 0
+	}
+	return ack.Sequence // 0 in a refusal
+}
+
+// readAgain compares what the server stored up to a sequence with what was sent.
+// It does not find a row that was refused, and those that others' messages in
+// between have pushed out of the range.
+func (g *rowsGroup) readAgain(ctx context.Context, from, to int, last uint64) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	stream, err := g.handle(ctx)
+	if err != nil || !stream.CachedInfo().Config.AllowDirect {
+		return // only the leader may answer, and does so by name
+	}
+	n := uint64(0)
+	for _, msg := range g.messages[from:to] {
+		if msg != nil {
+			n++
 		}
-	})
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i, u := range updates {
-		if errs[i] == nil && messages[i] != nil {
-			r.deferred[u.Name]++
+	}
+	a, err := g.expect(int(n) + 1) //nolint:gosec // at most groupAtOnce
+	if err != nil {
+		return
+	}
+	defer a.close()
+	ask := fmt.Appendf(nil, `{"seq":%d,"batch":%d,"no_hdr":true}`, last-min(n, last)+1, n)
+	if a.conn.PublishRequest(g.apiPrefix()+"DIRECT.GET."+g.stream, a.reply(0), ask) != nil {
+		return
+	}
+	for i := from; ; {
+		_, msg := a.next(ctx)
+		if msg == nil || msg.Header.Get("Status") != "" {
+			return
+		}
+		// They come in the order in which they were sent.
+		for j := i; j < to; j++ {
+			if g.messages[j] != nil && bytes.Equal(msg.Data, g.updates[j].Value) {
+				g.stored[j], i = true, j+1
+				break
+			}
 		}
 	}
 }
 
-// full reports whether too many revisions of a row are left already.
-func (r *Rows) full(name string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.deferred[name] >= maxDeferred
-}
-
-// readAgain compares what the server has with what was written.
-func (r *Rows) readAgain(ctx context.Context, updates []kms.RowUpdate, sequences []uint64, errs []error) error {
-	names := make([]string, 0, len(updates))
-	places := make([]int, 0, len(updates))
-	for i, u := range updates {
-		if errs[i] == nil {
+// readByName compares the rows that readAgain did not find.
+func (g *rowsGroup) readByName(ctx context.Context) {
+	var names []string
+	var places []int
+	for i, u := range g.updates {
+		if g.messages[i] != nil && !g.stored[i] {
 			names, places = append(names, u.Name), append(places, i)
 		}
 	}
-	rows, failed := r.LoadGroup(ctx, names)
+	rows, errs := g.LoadGroup(ctx, names)
 	for n, i := range places {
-		switch {
-		case failed[n] != nil && !errors.Is(failed[n], kms.ErrRowNotFound):
-			return fmt.Errorf("read back: %w", failed[n])
-		case failed[n] != nil, rows[n].Revision != sequences[i], !bytes.Equal(rows[n].Value, updates[i].Value):
-			// Another one may have replaced it in the meantime.
-			errs[i] = fmt.Errorf("read back: %w", kms.ErrRowConflict)
+		u := g.updates[i]
+		g.stored[i] = errs[n] == nil && rows[n].Revision > u.Revision && bytes.Equal(rows[n].Value, u.Value)
+	}
+}
+
+// oneByOne writes the rows that are not stored, which finds out what became of
+// them, and reads them again.
+func (g *rowsGroup) oneByOne(ctx context.Context) error {
+	var places []int
+	for i := range g.updates {
+		if !g.stored[i] && g.errs[i] == nil {
+			places = append(places, i)
 		}
 	}
-	return nil
+	if len(places) == 0 {
+		return nil
+	}
+	inParallel(len(places), func(n int) {
+		i := places[n]
+		u := g.updates[i]
+		if g.messages[i] == nil { // too many revisions are left: this erases them
+			g.messages[i] = g.message(u.Name, u.Value, "")
+			_, g.errs[i] = g.Update(ctx, u.Name, u.Value, u.Revision)
+		} else {
+			_, g.errs[i] = g.publish(ctx, g.messages[i], u.Revision)
+		}
+	})
+	if err := g.durable(); err != nil {
+		return err
+	}
+	g.readByName(ctx)
+	return fmt.Errorf("read back: %w", kms.ErrRowConflict) // another has replaced it, of what is left
 }
 
 // inParallel runs f for 0 to n-1, some at a time.

@@ -118,3 +118,59 @@ func TestUpdateGroup(t *testing.T) {
 		})
 	}
 }
+
+// TestUpdateGroupAmongOthers: rows that are refused in the middle and at the end
+// of a group are told, and the others are stored, while somebody else's rows lie
+// between them.
+func TestUpdateGroupAmongOthers(t *testing.T) {
+	const n = 300 // more than one request
+	w := begin(t, t.TempDir(), false, nil)
+	rows := rowsOn(t, w).(*journal.Rows)
+	var updates []kms.RowUpdate
+	for i := range n {
+		name := fmt.Sprintf("app.group%d", i)
+		revision, err := rows.Create(t.Context(), name, []byte("before"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		updates = append(updates, kms.RowUpdate{Name: name, Value: fmt.Appendf(nil, "row %d", i), Revision: revision})
+	}
+	refused := map[int]bool{0: true, 100: true, 249: true, n - 1: true} // of each request the last one too
+	for i := range refused {
+		if _, err := rows.Update(t.Context(), updates[i].Name, []byte("of another"), updates[i].Revision); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		other := rowsOn(t, w)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				ended <- nil
+				return
+			default:
+			}
+			if _, err := other.Create(t.Context(), fmt.Sprintf("app.other%d", i), []byte("other")); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	errs := rows.UpdateGroup(t.Context(), updates)
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	for i, u := range updates {
+		row, err := rows.Load(t.Context(), u.Name)
+		switch {
+		case err != nil:
+			t.Error(err)
+		case refused[i] && (!errors.Is(errs[i], kms.ErrRowConflict) || string(row.Value) != "of another"):
+			t.Errorf("row %d was to be refused: %v, and is %q", i, errs[i], row.Value)
+		case !refused[i] && (errs[i] != nil || !bytes.Equal(row.Value, u.Value)):
+			t.Errorf("row %d: %v, and is %q", i, errs[i], row.Value)
+		}
+	}
+}

@@ -113,7 +113,7 @@ type failure struct {
 const (
 	negativeLife      = 30 * time.Second // of what a retry does not change
 	negativeRetryLife = time.Second      // of what it may
-	parallelCalls     = 16               // of providers, at a time
+	parallelCalls     = 32               // of providers, at a time
 )
 
 // NewKeyring starts a keyring, and following the changes of its rows. It calls

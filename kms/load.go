@@ -294,8 +294,13 @@ func (k *Keyring) unwrapOne(ctx context.Context, app string, r appKeyRow, w Wrap
 	if err != nil {
 		return nil, err
 	}
+	return k.unwrapBy(ctx, p, app, r, w)
+}
+
+// unwrapBy is unwrapOne, given the provider of the wrap.
+func (k *Keyring) unwrapBy(ctx context.Context, p Provider, app string, r appKeyRow, w Wrap) ([]byte, error) {
 	var raw []byte
-	err = k.call(ctx, func() (err error) {
+	err := k.call(ctx, func() (err error) {
 		raw, err = p.Unwrap(ctx, k.binding(app), w)
 		return err
 	})

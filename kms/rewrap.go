@@ -7,15 +7,15 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 const (
-	// rewrapAtOnce is how many keys are given to the provider in one call, and
-	// written together.
+	// rewrapAtOnce is how many keys are given to the provider in one call.
 	rewrapAtOnce = 250
-	// rewrapBatches is how many such batches are under way: one at the provider,
-	// one that is verified, one that is written.
-	rewrapBatches = 3
+	// rewrapBatches is how many such batches are on their way to the provider, and
+	// how many at most are written together.
+	rewrapBatches = 2
 )
 
 // Rewrapped is what RewrapApps did with one app.
@@ -45,47 +45,14 @@ func (k *Keyring) RewrapApps(ctx context.Context, id Identity, apps []string) ([
 	if err := k.call(ctx, func() (err error) { now, err = p.Describe(ctx); return err }); err != nil {
 		return nil, fmt.Errorf("rewrap: %w", err)
 	}
-	results := make([]Rewrapped, len(apps))
+	r := &rewrapRun{
+		ring: k, provider: p, id: id, now: now, results: make([]Rewrapped, len(apps)),
+		wrapped: make(chan *wrapChange, rewrapAtOnce), verified: make(chan *rewrapBatch, rewrapBatches),
+	}
 	for i, app := range apps {
-		results[i].App = app
+		r.results[i].App = app
 	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex // guards next, done and failed
-	var next, done int
-	var failed error // of a call; what is not begun then is not begun any more
-	for range min(rewrapBatches, (len(apps)+rewrapAtOnce-1)/rewrapAtOnce) {
-		wg.Go(func() {
-			for {
-				mu.Lock()
-				from := next
-				next = min(next+rewrapAtOnce, len(apps))
-				b := &rewrapBatch{results: results[from:next]}
-				end := failed != nil || len(b.results) == 0
-				if end {
-					next = from
-				}
-				mu.Unlock()
-				if end {
-					return
-				}
-				err := k.rewrapBatch(ctx, p, id, now, b)
-				mu.Lock()
-				if err == nil {
-					done++
-				} else {
-					b.fail(err)
-					failed = err
-				}
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	if failed != nil && done == 0 {
-		return nil, fmt.Errorf("rewrap: %w", failed)
-	}
-	(&rewrapBatch{results: results[next:]}).fail(failed)
-	return results, nil
+	return r.run(ctx)
 }
 
 // EraseReplaced returns once the bytes of the wraps that RewrapApps has replaced
@@ -101,82 +68,200 @@ func (k *Keyring) EraseReplaced(ctx context.Context) error {
 	return nil
 }
 
-// rewrapBatch is some apps on their way: all but the results is of each key that
-// is to be wrapped again.
+// rewrapRun is one call of RewrapApps. Batches go from one stage to the next, so
+// that the provider always has keys to unwrap: while some are verified, the next
+// ones are loaded and wrapped, and the ones before are written.
+type rewrapRun struct {
+	ring     *Keyring
+	provider Provider
+	id       Identity
+	now      Description
+	results  []Rewrapped
+	wrapped  chan *wrapChange  // to be verified
+	verified chan *rewrapBatch // to be written
+
+	mu     sync.Mutex // guards what follows
+	next   int        // the first of results that is not begun
+	done   int        // batches without an error of a call
+	failed error      // of a call: what is not begun then is not begun any more
+}
+
+// rewrapBatch is the keys of some apps that are to be wrapped again.
 type rewrapBatch struct {
-	items   []RewrapItem
-	wraps   []RewrapResult
+	results []Rewrapped // of the apps
 	changes []wrapChange
-	places  []int // index in results
-	errs    []error
-	results []Rewrapped
+	left    atomic.Int64 // changes that are not verified yet
 }
 
-// fail gives every app of a batch the error of a call.
-func (b *rewrapBatch) fail(err error) {
-	for i := range b.results {
-		b.results[i].Err = fmt.Errorf("rewrap: %w", err)
+// wrapChange is a wrap that takes the place of another in an app's row.
+type wrapChange struct {
+	batch    *rewrapBatch
+	result   *Rewrapped // of the app
+	row      *appRow
+	revision uint64
+	key      int // index in row.Keys
+	old, now Wrap
+	err      error
+}
+
+func (c *wrapChange) app() string { return c.result.App }
+
+func (c *wrapChange) generation() uint32 { return c.row.Keys[c.key].Generation }
+
+func (r *rewrapRun) run(ctx context.Context) ([]Rewrapped, error) {
+	var wrapping, verifying, storing sync.WaitGroup
+	for range rewrapBatches {
+		wrapping.Go(func() { r.wrap(ctx) })
+	}
+	for range min(parallelCalls, len(r.results)) {
+		verifying.Go(func() { r.verify(ctx) })
+	}
+	storing.Go(func() { r.store(ctx) })
+	wrapping.Wait()
+	close(r.wrapped)
+	verifying.Wait()
+	close(r.verified)
+	storing.Wait()
+	if r.failed != nil && r.done == 0 {
+		return nil, fmt.Errorf("rewrap: %w", r.failed)
+	}
+	fail(r.results[r.next:], r.failed)
+	return r.results, nil
+}
+
+// fail gives apps the error of a call.
+func fail(results []Rewrapped, err error) {
+	for i := range results {
+		results[i].Err = fmt.Errorf("rewrap: %w", err)
 	}
 }
 
-// rewrapBatch loads the rows of a batch, has their keys wrapped again, verifies
-// and stores them. The error is of a call for the whole batch.
-func (k *Keyring) rewrapBatch(ctx context.Context, p Provider, id Identity, now Description, b *rewrapBatch) error {
+// begin returns the next apps, nil when there are none or a call has failed.
+func (r *rewrapRun) begin() *rewrapBatch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed != nil || r.next == len(r.results) {
+		return nil
+	}
+	from := r.next
+	r.next = min(from+rewrapAtOnce, len(r.results))
+	return &rewrapBatch{results: r.results[from:r.next]}
+}
+
+// wrap loads batches and has their keys wrapped again.
+func (r *rewrapRun) wrap(ctx context.Context) {
+	for b := r.begin(); b != nil; b = r.begin() {
+		err := r.wrapBatch(ctx, b)
+		r.mu.Lock()
+		if err == nil {
+			r.done++
+		} else {
+			fail(b.results, err)
+			r.failed = err
+		}
+		r.mu.Unlock()
+		if err != nil {
+			return
+		}
+		for i := range b.changes {
+			r.wrapped <- &b.changes[i]
+		}
+	}
+}
+
+// wrapBatch loads the rows of a batch and has their keys wrapped again. The error
+// is of a call for the whole batch.
+func (r *rewrapRun) wrapBatch(ctx context.Context, b *rewrapBatch) error {
 	apps := make([]string, len(b.results))
-	for i, r := range b.results {
-		apps[i] = r.App
+	for i := range apps {
+		apps[i] = b.results[i].App
 	}
-	rows, revisions, errs := k.loadRows(ctx, apps)
+	rows, revisions, errs := r.ring.loadRows(ctx, apps)
+	b.changes = make([]wrapChange, 0, len(apps))
+	items := make([]RewrapItem, 0, len(apps))
 	for i, row := range rows {
-		b.results[i].Err, b.results[i].Skipped = errs[i], row != nil
+		result := &b.results[i]
+		result.Err, result.Skipped = errs[i], row != nil
 		if row == nil {
 			continue
 		}
-		for j, r := range row.Keys {
-			w, ok := r.wrapOf(id)
-			b.results[i].Wrap = w
-			if !ok || now.Version != "" && w.Version == now.Version {
+		for j, key := range row.Keys {
+			w, ok := key.wrapOf(r.id)
+			result.Wrap = w
+			if !ok || r.now.Version != "" && w.Version == r.now.Version {
 				continue
 			}
-			b.results[i].Skipped = false
-			b.places = append(b.places, i)
-			b.changes = append(b.changes, wrapChange{item: len(b.items), app: apps[i], row: row, revision: revisions[i], key: j, old: w})
-			b.items = append(b.items, RewrapItem{Context: k.binding(apps[i]), Wrap: w})
+			result.Skipped = false
+			b.changes = append(b.changes, wrapChange{batch: b, result: result, row: row, revision: revisions[i], key: j, old: w})
+			items = append(items, RewrapItem{Context: r.ring.binding(apps[i]), Wrap: w})
 		}
 	}
-	b.errs = make([]error, len(b.items))
-	if len(b.items) == 0 {
+	if len(items) == 0 {
 		return nil
 	}
-	if err := k.call(ctx, func() (err error) { b.wraps, err = p.Rewrap(ctx, b.items); return err }); err != nil {
+	var wraps []RewrapResult
+	if err := r.ring.call(ctx, func() (err error) { wraps, err = r.provider.Rewrap(ctx, items); return err }); err != nil {
 		return err
 	}
-	if len(b.wraps) != len(b.items) {
-		return &Error{Op: "rewrap", Provider: id.Provider, Key: id.Key, Class: ErrUnavailable, Detail: "another number of results than of items"}
+	if len(wraps) != len(items) {
+		return &Error{Op: "rewrap", Provider: r.id.Provider, Key: r.id.Key, Class: ErrUnavailable, Detail: "another number of results than of items"}
 	}
-	k.each(len(b.items), func(n int) {
-		c := b.changes[n]
-		if b.errs[n] = b.wraps[n].Err; b.errs[n] == nil {
-			b.errs[n] = k.verifyWrap(ctx, c.app, c.row.Keys[c.key], c.old, b.wraps[n].Wrap)
-		}
-	})
-	var changes []wrapChange
-	for n, c := range b.changes {
-		if b.errs[n] == nil {
-			c.now = b.wraps[n].Wrap
-			changes = append(changes, c)
-		}
+	for i, w := range wraps {
+		b.changes[i].now, b.changes[i].err = w.Wrap, w.Err
 	}
-	k.storeWraps(ctx, changes, b.errs)
-	for n, err := range b.errs {
-		c, r := b.changes[n], &b.results[b.places[n]]
-		if err != nil {
-			r.Err = fmt.Errorf("rewrap key of app %s: %w", c.app, err)
-		} else if c.key == len(c.row.Keys)-1 {
-			r.Wrap = b.wraps[n].Wrap
-		}
-	}
+	b.left.Store(int64(len(b.changes)))
 	return nil
+}
+
+// verify unwraps keys and compares them, and hands a batch on with its last one.
+func (r *rewrapRun) verify(ctx context.Context) {
+	for c := range r.wrapped {
+		if c.err == nil {
+			c.err = r.verifyWrap(ctx, c)
+		}
+		if c.batch.left.Add(-1) == 0 {
+			r.verified <- c.batch
+		}
+	}
+}
+
+// verifyWrap refuses a wrap that is not under the same KEK, or of another key.
+func (r *rewrapRun) verifyWrap(ctx context.Context, c *wrapChange) error {
+	if c.now.Identity() != c.old.Identity() {
+		return &Error{Op: "rewrap", Provider: c.now.Provider, Key: c.now.Key, Class: ErrMismatch, Detail: "the wrap came back under another key"}
+	}
+	raw, err := r.ring.unwrapBy(ctx, r.provider, c.app(), c.row.Keys[c.key], c.now)
+	clear(raw)
+	return err
+}
+
+// store writes batches into their rows: those together that were verified while
+// others were written.
+func (r *rewrapRun) store(ctx context.Context) {
+	for b := range r.verified {
+		batches := []*rewrapBatch{b}
+		for len(batches) < rewrapBatches && len(r.verified) > 0 {
+			batches = append(batches, <-r.verified) // only this goroutine takes from it
+		}
+		var changes []*wrapChange
+		for _, b := range batches {
+			for i := range b.changes {
+				if b.changes[i].err == nil {
+					changes = append(changes, &b.changes[i])
+				}
+			}
+		}
+		r.ring.storeWraps(ctx, changes)
+		for _, b := range batches {
+			for _, c := range b.changes {
+				if c.err != nil {
+					c.result.Err = fmt.Errorf("rewrap key of app %s: %w", c.app(), c.err)
+				} else if c.key == len(c.row.Keys)-1 {
+					c.result.Wrap = c.now
+				}
+			}
+		}
+	}
 }
 
 // loadRows reads the rows of apps: in one group where Rows can. A row that has an
@@ -204,47 +289,25 @@ func (k *Keyring) loadRows(ctx context.Context, apps []string) (rows []*appRow, 
 	return rows, revisions, errs
 }
 
-// wrapChange is a wrap that takes the place of another in an app's row.
-type wrapChange struct {
-	item     int // whose error it is
-	app      string
-	row      *appRow
-	revision uint64
-	key      int // index in row.Keys
-	old, now Wrap
-}
-
-func (c wrapChange) generation() uint32 { return c.row.Keys[c.key].Generation }
-
-// verifyWrap refuses a wrap that is not under the same KEK, or of another key.
-func (k *Keyring) verifyWrap(ctx context.Context, app string, r appKeyRow, old, w Wrap) error {
-	if w.Identity() != old.Identity() {
-		return &Error{Op: "rewrap", Provider: w.Provider, Key: w.Key, Class: ErrMismatch, Detail: "the wrap came back under another key"}
-	}
-	raw, err := k.unwrapOne(ctx, app, r, w)
-	clear(raw)
-	return err
-}
-
 // storeWraps puts wraps that were verified into their rows, and reads those
 // back: in one group where Rows can, and one by one what is left.
-func (k *Keyring) storeWraps(ctx context.Context, changes []wrapChange, errs []error) {
+func (k *Keyring) storeWraps(ctx context.Context, changes []*wrapChange) {
 	if group, ok := k.cfg.Rows.(RowsGroup); ok {
-		changes = k.storeGroup(ctx, group, changes, errs)
+		changes = k.storeGroup(ctx, group, changes)
 	}
 	k.each(len(changes), func(n int) {
 		c := changes[n]
-		if errs[c.item] = k.replaceWrap(ctx, c); errs[c.item] == nil {
-			errs[c.item] = k.readBack(ctx, c)
+		if c.err = k.replaceWrap(ctx, c); c.err == nil {
+			c.err = k.readBack(ctx, c)
 		}
 	})
 }
 
 // storeGroup returns the changes that it did not do: of rows with two keys, and
 // of those that were changed by others meanwhile.
-func (k *Keyring) storeGroup(ctx context.Context, group RowsGroup, changes []wrapChange, errs []error) (left []wrapChange) {
-	var updates []RowUpdate
-	var grouped []wrapChange
+func (k *Keyring) storeGroup(ctx context.Context, group RowsGroup, changes []*wrapChange) (left []*wrapChange) {
+	updates := make([]RowUpdate, 0, len(changes))
+	grouped := make([]*wrapChange, 0, len(changes))
 	for _, c := range changes {
 		if len(c.row.Keys) > 1 {
 			left = append(left, c)
@@ -255,10 +318,10 @@ func (k *Keyring) storeGroup(ctx context.Context, group RowsGroup, changes []wra
 		wraps[slices.IndexFunc(wraps, func(w Wrap) bool { return w.Identity() == c.old.Identity() })] = c.now
 		value, err := encodeAppRow(row)
 		if err != nil {
-			errs[c.item] = err
+			c.err = err
 			continue
 		}
-		updates = append(updates, RowUpdate{Name: appRowName(c.app), Value: value, Revision: c.revision})
+		updates = append(updates, RowUpdate{Name: appRowName(c.app()), Value: value, Revision: c.revision})
 		grouped = append(grouped, c)
 	}
 	failed := group.UpdateGroup(ctx, updates)
@@ -268,15 +331,15 @@ func (k *Keyring) storeGroup(ctx context.Context, group RowsGroup, changes []wra
 		case errors.Is(failed[n], ErrRowConflict):
 			left = append(left, c)
 		default:
-			errs[c.item] = fmt.Errorf("write app row: %w", failed[n])
+			c.err = fmt.Errorf("write app row: %w", failed[n])
 		}
 	}
 	return left
 }
 
 // replaceWrap puts a wrap in the place of an old one.
-func (k *Keyring) replaceWrap(ctx context.Context, c wrapChange) error {
-	_, _, err := k.changeRow(ctx, c.app, func(row *appRow) (bool, error) {
+func (k *Keyring) replaceWrap(ctx context.Context, c *wrapChange) error {
+	_, _, err := k.changeRow(ctx, c.app(), func(row *appRow) (bool, error) {
 		for i := range row.Keys {
 			for j, have := range row.Keys[i].Wraps {
 				if row.Keys[i].Generation == c.generation() && have.Identity() == c.old.Identity() && bytes.Equal(have.Blob, c.old.Blob) {
@@ -291,8 +354,8 @@ func (k *Keyring) replaceWrap(ctx context.Context, c wrapChange) error {
 }
 
 // readBack returns an error unless the row has the wrap.
-func (k *Keyring) readBack(ctx context.Context, c wrapChange) error {
-	row, _, err := k.loadRow(ctx, c.app)
+func (k *Keyring) readBack(ctx context.Context, c *wrapChange) error {
+	row, _, err := k.loadRow(ctx, c.app())
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}

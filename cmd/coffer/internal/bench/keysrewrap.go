@@ -12,7 +12,7 @@ const (
 	rewrapChunk = 2000 // apps of one call of the keyring, as a job has them
 	rawBatch    = 250  // keys of one call of the provider, as the keyring has them
 	rawBatches  = 2    // of those under way at a time
-	rewrapCalls = 16   // unwraps at a time, as the keyring does them
+	rewrapCalls = 16   // unwraps of each at a time: together as many as the keyring has
 )
 
 // rewrap measures rows put under the latest version of the key encryption key.
