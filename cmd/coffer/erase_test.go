@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,38 +22,10 @@ import (
 
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/embedded"
+	"github.com/cofferdb/coffer/journal/journaltest"
 	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/kms/local"
 )
-
-// killer kills its own process before the n-th step towards the disk.
-type killer struct {
-	journal.Syncer
-
-	armed  atomic.Bool
-	before atomic.Int64
-}
-
-func (k *killer) step() {
-	if k.armed.Load() && k.before.Add(-1) == 0 {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
-	}
-}
-
-func (k *killer) Sync(stream string) error {
-	k.step()
-	err := k.Syncer.Sync(stream)
-	k.step()
-	return err
-}
-
-func (k *killer) SyncFolder(stream string) error {
-	k.step()
-	err := k.Syncer.SyncFolder(stream)
-	k.step()
-	return err
-}
 
 // erasing is a journal on a folder, whose steps towards the disk can be counted.
 type erasing struct {
@@ -62,7 +33,7 @@ type erasing struct {
 	keys    *local.Provider
 	journal *journal.Journal
 	rows    *journal.Rows
-	killer  *killer
+	killer  *journaltest.Killer
 	close   func()
 }
 
@@ -79,7 +50,7 @@ func openErasing(ctx context.Context, dir string) (*erasing, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.killer = &killer{Syncer: e.srv.Syncer()}
+	e.killer = &journaltest.Killer{Syncer: e.srv.Syncer()}
 	e.journal, err = journal.Open(ctx, journal.Config{Region: journal.DefaultRegions()[2], Conn: nc, Sync: e.killer, KMS: e.keys})
 	if err != nil {
 		return nil, err
@@ -156,12 +127,11 @@ func TestErasureChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.killer.before.Store(int64(steps))
-	e.killer.armed.Store(true)
+	e.killer.Arm(steps)
 	if err := e.journal.Keyring().EraseSubject(t.Context(), app.String(), tag); err != nil {
 		t.Fatal(err)
 	}
-	e.killer.armed.Store(false)
+	e.killer.Disarm()
 	e.close()
 }
 

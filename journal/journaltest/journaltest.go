@@ -1,6 +1,7 @@
 // Package journaltest starts NATS servers for tests: one embedded as in
 // production, and a cluster of three that sync always. Everything lives on disk
-// in the test's folder and ends with the test.
+// in the test's folder and ends with the test. A Killer ends a test's process at a
+// step towards the disk.
 //
 // Limits: for tests only; it takes a testing.TB.
 package journaltest

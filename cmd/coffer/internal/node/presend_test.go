@@ -139,8 +139,12 @@ func TestTwoProcessesAsk(t *testing.T) {
 				}
 				return first
 			})
-			done := make(chan string)
-			go func() { done <- position(b, id, http.StatusOK) }()
+			done, end := make(chan string, 1), sync.OnceFunc(func() { close(release) })
+			defer end() // before the judge is closed, which waits for its answers
+			go func() {
+				defer close(done) // position may end this goroutine
+				done <- position(b, id, http.StatusOK)
+			}()
 			<-asking
 			at := position(a, id, http.StatusCreated)
 			text := "rude"
@@ -148,7 +152,7 @@ func TestTwoProcessesAsk(t *testing.T) {
 				text = "kind"
 			}
 			seen(b, id, at, text)
-			close(release)
+			end()
 			if again := <-done; again != at {
 				t.Errorf("%s, %s: at %s and %s", first, second, at, again)
 			}

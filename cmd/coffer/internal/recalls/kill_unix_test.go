@@ -8,11 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/journal/embedded"
+	"github.com/cofferdb/coffer/journal/journaltest"
 	"github.com/cofferdb/coffer/projections/history"
 )
 
@@ -24,49 +25,18 @@ const (
 	acknowledged = "the recall is acknowledged" // what the process says
 )
 
-// killer kills its own process at the n-th step: before or after something is
-// synced, or after a step of the erasure.
-type killer struct {
-	journal.Syncer
-
-	armed atomic.Bool
-	left  atomic.Int64
-}
-
-func (k *killer) step() {
-	if k.armed.Load() && k.left.Add(-1) == 0 {
-		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
-		select {}
-	}
-}
-
-func (k *killer) Sync(stream string) error {
-	k.step()
-	err := k.Syncer.Sync(stream)
-	k.step()
-	return err
-}
-
-func (k *killer) SyncFolder(stream string) error {
-	k.step()
-	err := k.Syncer.SyncFolder(stream)
-	k.step()
-	return err
-}
-
 // recallChild recalls the message of a round and erases it, and kills itself on the
 // way.
 func recallChild(t *testing.T, dir, round string) {
 	step, err := strconv.Atoi(os.Getenv(recallStepEnv))
 	must(t, err)
-	var k killer
-	w := openWorld(t, dir, func(s journal.Syncer) journal.Syncer { k.Syncer = s; return &k })
-	k.left.Store(int64(step))
-	k.armed.Store(true)
+	var k journaltest.Killer
+	w := openWorld(t, dir, func(s *embedded.Syncer) journal.Syncer { k.Syncer = s; return &k })
+	k.Arm(step)
 	w.append(recall("r"+round, "m"+round))
 	fmt.Println(acknowledged)
-	w.sweep(New(Options{Journal: w.journal, History: w.view, step: func(string) error { k.step(); return nil }}))
-	k.armed.Store(false)
+	w.sweep(New(Options{Journal: w.journal, History: w.view, step: func(string) error { k.Step(); return nil }}))
+	k.Disarm()
 }
 
 // TestEraseKilled kills the process that recalls and erases a message with -9 before
@@ -91,7 +61,7 @@ func TestEraseKilled(t *testing.T) {
 		round := strconv.Itoa(rounds)
 		doomed := map[string][]byte{}
 		t.Run("before "+round, func(t *testing.T) {
-			w := openWorld(t, dir, func(s journal.Syncer) journal.Syncer { return s })
+			w := openWorld(t, dir, func(s *embedded.Syncer) journal.Syncer { return s })
 			_, err := w.journal.Registry().SetOnRecall(t.Context(), w.app, journal.RecallErases)
 			must(t, err)
 			at := w.append(message("m"+round, "secret"), message("k"+round, "kept"), edit("x"+round, "m"+round, "changed"))
@@ -116,7 +86,7 @@ func TestEraseKilled(t *testing.T) {
 			over = true // it came to its end before the step
 		}
 		t.Run("after "+round, func(t *testing.T) {
-			w := openWorld(t, dir, func(s journal.Syncer) journal.Syncer { return s })
+			w := openWorld(t, dir, func(s *embedded.Syncer) journal.Syncer { return s })
 			if !bytes.Contains(out, []byte(acknowledged)) {
 				w.append(recall("r"+round, "m"+round)) // whoever had no answer does it again
 			}

@@ -55,12 +55,12 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	return openWorld(t, t.TempDir(), func(s journal.Syncer) journal.Syncer { return s })
+	return openWorld(t, t.TempDir(), func(s *embedded.Syncer) journal.Syncer { return s })
 }
 
 // openWorld opens a folder, which may have been used before. What syncs can be
 // wrapped.
-func openWorld(t *testing.T, dir string, wrap func(journal.Syncer) journal.Syncer) *world {
+func openWorld(t *testing.T, dir string, wrap func(*embedded.Syncer) journal.Syncer) *world {
 	t.Helper()
 	nats := filepath.Join(dir, "nats")
 	server, conn := journaltest.Start(t, embedded.Options{StoreDir: nats})
