@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -133,6 +134,35 @@ func (t Type) Known() bool { return t.String() != "" }
 func (t Type) Reserved() bool {
 	return t == UserErased || t == AttachmentStored || t == InboxAcked || t >= AppCreated
 }
+
+// reservedPrefixes begin the ids of the events that the server writes: an id that
+// is made of what happened makes a repetition the same event, as long as nobody
+// else has taken it.
+func reservedPrefixes() [4]string {
+	return [...]string{"coffer:", "attachment:", "erasure:", "inbox-acked:"}
+}
+
+// ReservedID reports whether only the server gives events ids like this one;
+// [ParseEvent] refuses them from a caller.
+func ReservedID(id string) bool {
+	for _, prefix := range reservedPrefixes() {
+		if strings.HasPrefix(id, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// CheckCallerEventID is [CheckEventID] for an id that a caller gives an event: it
+// refuses those of the server too.
+func CheckCallerEventID(s string) error {
+	if ReservedID(s) {
+		return invalid("", reservedDetail)
+	}
+	return CheckEventID(s)
+}
+
+const reservedDetail = "ids that begin with coffer:, attachment:, erasure: or inbox-acked: are of events that the server writes"
 
 // A ConversationType is the kind of a conversation.
 type ConversationType uint8

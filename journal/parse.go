@@ -57,7 +57,7 @@ const (
 func earliest() time.Time { return time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) }
 
 // ParseEvent parses a CloudEvent that a caller sends to an app. It is strict:
-// duplicate member names, invalid UTF-8, unknown attributes, reserved types and
+// duplicate member names, invalid UTF-8, unknown attributes, reserved types and ids, and
 // everything over the limits are refused with an [*InputError]. The event is
 // complete after [Event.Normalize], which [Journal.Append] calls.
 //
@@ -73,6 +73,9 @@ func ParseEvent(data []byte, app AppID, limits Limits) (Event, error) {
 	}
 	if p.Type.Reserved() {
 		return Event{}, invalid("/type", "events of this type are written by the server only")
+	}
+	if ReservedID(p.ID) {
+		return Event{}, invalid("/id", reservedDetail)
 	}
 	if err := checkData(p.Type, p.Data, limits); err != nil {
 		return Event{}, err

@@ -356,6 +356,9 @@ func (r *run) parse(raw []byte) (journal.Event, error) {
 	if err != nil {
 		return journal.Event{}, err
 	}
+	if journal.ReservedID(e.ID) {
+		return journal.Event{}, fmt.Errorf("/id: %w", journal.CheckCallerEventID(e.ID))
+	}
 	now := time.Now()
 	if r.scanning {
 		return scanned(e, now)

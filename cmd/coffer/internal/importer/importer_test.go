@@ -196,7 +196,7 @@ func TestBadLinesDoNotStopTheRest(t *testing.T) {
 		good := strings.SplitAfter(messages(6, time.Second), "\n")
 		long := `{"msg_id":"` + strings.Repeat("é", 1<<20) + `"}` + "\n"
 		text := good[0] + "not json\n" + good[1] + "\n" + long + strings.Replace(good[2], "m2", "with.dot", 1) + good[3] +
-			"\xff\xfe\n" + strings.Replace(good[4], "text 4", "the server refuses this", 1) + strings.Replace(good[1], "text 1", "another", 1) + good[5]
+			strings.Replace(good[2], `"m2"`, `"coffer:account-expiring:x:1"`, 1) + "\xff\xfe\n" + strings.Replace(good[4], "text 4", "the server refuses this", 1) + strings.Replace(good[1], "text 1", "another", 1) + good[5]
 		file := write(t, "a.jsonl", text)
 		var talk bytes.Buffer
 		o := options(t, file)
@@ -206,7 +206,7 @@ func TestBadLinesDoNotStopTheRest(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := (Summary{Read: 10, Imported: 4, Rejected: 6}); res.Summary != want {
+		if want := (Summary{Read: 11, Imported: 4, Rejected: 7}); res.Summary != want {
 			t.Errorf("summary %+v, want %+v", res.Summary, want)
 		}
 		info, err := os.Stat(res.RejectsFile)
@@ -232,16 +232,17 @@ func TestBadLinesDoNotStopTheRest(t *testing.T) {
 			}
 		}
 		for line, want := range map[int]string{
-			2: "not JSON", 5: "longer than 1 MiB", 6: "/id: an event's id must not contain a full stop", 8: "not JSON: invalid", 9: "invalid-request", 10: "idempotency-conflict",
+			2: "not JSON", 5: "longer than 1 MiB", 6: "/id: an event's id must not contain a full stop", 8: "/id: ids that begin with coffer:", 9: "not JSON: invalid", 10: "invalid-request",
+			11: "idempotency-conflict",
 		} {
 			if !strings.Contains(got[line].Reason, want) {
 				t.Errorf("line %d: reason %q, want %q", line, got[line].Reason, want)
 			}
 		}
-		if got[2].Raw != "not json" || got[8].RawBase64 != "//4=" || !got[5].Truncated || len(got[5].Raw) > maxRaw {
-			t.Errorf("raw lines: %.40q %q %v %d", got[2].Raw, got[8].RawBase64, got[5].Truncated, len(got[5].Raw))
+		if got[2].Raw != "not json" || got[9].RawBase64 != "//4=" || !got[5].Truncated || len(got[5].Raw) > maxRaw {
+			t.Errorf("raw lines: %.40q %q %v %d", got[2].Raw, got[9].RawBase64, got[5].Truncated, len(got[5].Raw))
 		}
-		if !strings.HasPrefix(good[1], got[2].Raw) && got[10].Raw == "" {
+		if !strings.HasPrefix(good[1], got[2].Raw) && got[11].Raw == "" {
 			t.Error("the refused line's raw text is missing")
 		}
 	})

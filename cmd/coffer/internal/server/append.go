@@ -59,6 +59,9 @@ func (s *Server) idempotencyKey(r *http.Request) (string, error) {
 	if len(values) == 0 {
 		return "", nil
 	}
+	if journal.ReservedID(values[0]) {
+		return "", s.invalidHeader(s.kinds.invalidRequest, "Idempotency-Key", "it stands in for an event's id, and "+journal.CheckCallerEventID(values[0]).Error())
+	}
 	// Room for the index in a batch.
 	if len(values) > 1 || journal.CheckEventID(values[0]) != nil || len(values[0]) > journal.MaxID-8 {
 		return "", s.invalidHeader(s.kinds.invalidRequest, "Idempotency-Key",

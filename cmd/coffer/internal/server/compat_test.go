@@ -176,7 +176,8 @@ func TestCompatRecallAndRoaming(t *testing.T) {
 	events = append(events,
 		`{"id":"e","type":"message.edited","sender":"ann","recipient":"ben","target":"m2","data":{"bodies":[{"type":"txt","msg":"edited"}]}}`,
 		`{"id":"g1","type":"message.sent","conversation":"g","conversationtype":"group","sender":"ann","data":{"bodies":[{"type":"txt","msg":"x"}]}}`,
-		sentAt("old", "ann", "ben", s.now().Add(-time.Hour)))
+		sentAt("old", "ann", "ben", s.now().Add(-time.Hour)),
+		sent("recall-m3", "cid", "dan", "an id that the listener gives a recall itself"))
 	at := s.post(events...)
 	s.replay("?min_position=" + at[len(at)-1])
 
@@ -190,6 +191,7 @@ func TestCompatRecallAndRoaming(t *testing.T) {
 		`{"msg_id":"m3","to":"ben","chat_type":"chat","from":"a b","force":true}`: "white space",
 		`{"msg_id":"m3","to":"ben","chat_type":"party","force":true}`:             "it is chat, groupchat or chatroom",
 		`{"msg_id":3}`: "JSON object",
+		`{"msg_id":"coffer:plan-changed:1","to":"ben","chat_type":"chat","force":true}`: "param msg_id names no message: ids that begin with coffer:",
 	} {
 		if _, name, a := s.ask("POST", "/messages/msg_recall", "", body); name == "" || !strings.Contains(string(a.body), want) {
 			t.Errorf("%s: %d %s", body, a.status, a.body)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -130,6 +131,9 @@ func (p *Compat) recall(s *Server, c *call) error {
 			return refused(http.StatusBadRequest, "param "+m.name+" can't be empty")
 		}
 	}
+	if journal.ReservedID(in.ID) {
+		return refused(http.StatusBadRequest, "param msg_id names no message: "+journal.CheckCallerEventID(in.ID).Error())
+	}
 	message, found, err := p.message(c, in.ID)
 	if err != nil {
 		return err
@@ -164,6 +168,10 @@ func (p *Compat) recall(s *Server, c *call) error {
 		e.Data = jsontext.Value(`{"ext":{"recallMessageExtensionInfo":` + string(quoted) + `}}`)
 	}
 	results, err := s.journal.Append(c.r.Context(), c.app.ID, e)
+	if err == nil && errors.Is(results[0].Err, journal.ErrConflict) {
+		e.ID = "" // the app has an event of its own with that id
+		results, err = s.journal.Append(c.r.Context(), c.app.ID, e)
+	}
 	if err != nil {
 		return err
 	}
