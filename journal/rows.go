@@ -368,12 +368,12 @@ func (r *Rows) List(ctx context.Context, prefix string) iter.Seq2[string, error]
 // names returns whether each row with the prefix is there: a deleted one's marker
 // is not.
 func (r *Rows) names(ctx context.Context, prefix string) (map[string]bool, error) {
-	info, err := r.subjects(ctx)
+	info, err := r.subjects(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
 	there := map[string]bool{}
-	err = r.scan(ctx, func(m scanned) error {
+	err = r.scan(ctx, prefix, func(m scanned) error {
 		if strings.HasPrefix(m.name, prefix) {
 			there[m.name] = m.operation != kvDelete && m.operation != kvPurge
 		}
@@ -397,14 +397,20 @@ func (r *Rows) names(ctx context.Context, prefix string) (map[string]bool, error
 	return there, nil
 }
 
-// subjects asks for the bucket's rows and how many revisions each has.
-func (r *Rows) subjects(ctx context.Context) (info *jetstream.StreamInfo, err error) {
+// filter returns the subjects of the rows with the prefix: of those with its whole
+// tokens. Of a prefix that ends within one they are more, and the caller chooses.
+func (r *Rows) filter(prefix string) string {
+	return r.prefix + prefix[:strings.LastIndexByte(prefix, '.')+1] + ">"
+}
+
+// subjects asks for the rows of filter(prefix) and how many revisions each has.
+func (r *Rows) subjects(ctx context.Context, prefix string) (info *jetstream.StreamInfo, err error) {
 	err = retry(ctx, func(ctx context.Context) error {
 		s, err := r.handle(ctx)
 		if err != nil {
 			return err
 		}
-		info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.prefix+">"))
+		info, err = s.Info(ctx, jetstream.WithSubjectFilter(r.filter(prefix)))
 		return streamError(err)
 	})
 	return info, err
@@ -421,7 +427,7 @@ func (r *Rows) Watch(ctx context.Context, prefix string) (<-chan string, error) 
 	// From a sequence, not from "new": the client makes the consumer anew when
 	// it was interrupted, and what came between would not be new any more.
 	consumer, err := r.js.OrderedConsumer(request, r.stream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{r.prefix + ">"},
+		FilterSubjects: []string{r.filter(prefix)},
 		DeliverPolicy:  jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:    handle.CachedInfo().State.LastSeq + 1,
 		HeadersOnly:    true,

@@ -105,7 +105,7 @@ func (r *Rows) sweep(ctx context.Context) error {
 // replaced returns the rows with more than one revision, and how many revisions
 // those have too many.
 func (r *Rows) replaced(ctx context.Context) (rows []string, revisions int, err error) {
-	info, err := r.subjects(ctx)
+	info, err := r.subjects(ctx, "")
 	if err != nil {
 		return nil, 0, err
 	}
@@ -152,7 +152,7 @@ type survey struct {
 
 func (r *Rows) survey(ctx context.Context) (survey, error) {
 	s := survey{last: map[string]uint64{}}
-	err := r.scan(ctx, func(m scanned) error {
+	err := r.scan(ctx, "", func(m scanned) error {
 		if seq, ok := s.last[m.name]; ok && !filler(m.name) {
 			s.replaced = append(s.replaced, seq)
 		}

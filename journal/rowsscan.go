@@ -24,13 +24,13 @@ type scanned struct {
 	operation string // of a marker
 }
 
-// scan calls f for the messages of the bucket, without what is in them, in their
+// scan calls f for the messages of filter(prefix), without what is in them, in their
 // order. An error of f ends it. It costs a tenth of asking for each.
-func (r *Rows) scan(ctx context.Context, f func(scanned) error) error {
+func (r *Rows) scan(ctx context.Context, prefix string, f func(scanned) error) error {
 	var consumer jetstream.Consumer
 	err := retry(ctx, func(ctx context.Context) (err error) {
 		consumer, err = r.js.CreateOrUpdateConsumer(ctx, r.stream, jetstream.ConsumerConfig{
-			FilterSubject: r.prefix + ">", DeliverPolicy: jetstream.DeliverAllPolicy,
+			FilterSubject: r.filter(prefix), DeliverPolicy: jetstream.DeliverAllPolicy,
 			AckPolicy: jetstream.AckNonePolicy, MemoryStorage: true, Replicas: 1, HeadersOnly: true, InactiveThreshold: scanIdle,
 		})
 		return streamError(err)
