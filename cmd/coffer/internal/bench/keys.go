@@ -23,6 +23,7 @@ import (
 const keysCompared = "ours, raw and ratio of the whole are those of the rewrap. " +
 	"rewrap: %d app keys, each a row of its own in a JetStream KV bucket on disk, under the latest version of the key encryption key: kms.Keyring.RewrapApps of %d rows at a time, " +
 	"each new wrap unwrapped and compared, its row replaced by compare-and-set, synced, and read back. The erasure of the old bytes is not in that figure; it is beside it, and so is the rate with it. " +
+	"Both sides take turns, %d rows at a time, so that what else the machine does falls on both; paired_ratio is the median of the rounds' ratios. " +
 	"raw: the same calls of the same provider (%s) with nothing around them: a rewrap of %d keys, then an unwrap of each, %d at a time, for %d such batches at once. " +
 	"calls: a keyring seals %d events of one app during a day of its cache's life; raw is the most that is allowed and ratio how far below it ours is. " +
 	"The day is a real clock's, shortened to %v, with the revalidation every 15 min shortened alike: a late timer makes calls fewer, never more. " +
@@ -58,7 +59,7 @@ func Keys(ctx context.Context, o Options) (r Report, err error) {
 		}
 		cases = append(cases, c)
 	}
-	compared := fmt.Sprintf(keysCompared, o.Rows, rewrapChunk, k.name, rawBatch, rewrapCalls, rawBatches, o.Messages, o.Day, readers, readerApps, o.Size)
+	compared := fmt.Sprintf(keysCompared, o.Rows, rewrapChunk, rewrapTurn(o.Rows), k.name, rawBatch, rewrapCalls, rawBatches, o.Messages, o.Day, readers, readerApps, o.Size)
 	r = report("keys", "rows/s", compared, o.Rounds, cases)
 	r.Ours, r.Raw, r.Ratio = cases[0].Ours, cases[0].Raw, cases[0].Ratio
 	return r, nil

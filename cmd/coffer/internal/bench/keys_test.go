@@ -16,7 +16,7 @@ import (
 
 func TestKeys(t *testing.T) {
 	r, err := Run(t.Context(), Options{
-		Name: "keys", Dir: t.TempDir(), Rounds: 2, Size: 300, Rows: 700, Messages: 2000, Day: 500 * time.Millisecond,
+		Name: "keys", Dir: t.TempDir(), Rounds: 2, Size: 300, Rows: 2500, Messages: 2000, Day: 500 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -33,6 +33,12 @@ func TestKeys(t *testing.T) {
 		if c.Ours <= 0 || c.Raw <= 0 || c.Ratio <= 0 || len(c.OursRounds) != 2 || len(c.RawRounds) != 2 {
 			t.Errorf("the case is not complete: %+v", c)
 		}
+	}
+	if r.Cases[0].Paired <= 0 {
+		t.Error("the rewrap has no ratio of its rounds")
+	}
+	if turn := rewrapTurn(100_000); turn != 10_000 || rewrapTurn(2500) != 2000 || rewrapTurn(1) != 2000 {
+		t.Errorf("a turn of %d of 100,000 rows", turn)
 	}
 	if day := r.Cases[1].Beside[0].Value; day > callsAtMost {
 		t.Errorf("%v calls in a day", day)
