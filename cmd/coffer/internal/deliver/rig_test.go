@@ -314,11 +314,14 @@ type receiver struct {
 
 // receive starts a receiver; answer may write an answer, and returns false for
 // the usual one, 204.
-func (r *rig) receive(answer func(w http.ResponseWriter, g got) bool) *receiver {
+func (r *rig) receive(answer func(w http.ResponseWriter, g got) bool, adjust ...func(*httptest.Server)) *receiver {
 	rc := &receiver{times: make(map[string]int), answer: answer}
 	rc.Server = httptest.NewUnstartedServer(http.HandlerFunc(rc.serve))
 	rc.EnableHTTP2 = true
 	rc.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	for _, f := range adjust {
+		f(rc.Server)
+	}
 	rc.StartTLS()
 	r.roots.AddCert(rc.Certificate())
 	r.t.Cleanup(rc.Close)

@@ -5,6 +5,7 @@ package endpoints
 
 import (
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -226,6 +227,11 @@ func (e *Endpoint) check() error {
 	case (e.Certificate == "") != (e.CertificateKey == ""):
 		return &SettingError{"/certificate_key", "a certificate and its key go together"}
 	}
+	if e.Certificate != "" {
+		if _, err := tls.X509KeyPair([]byte(e.Certificate), []byte(e.CertificateKey)); err != nil {
+			return &SettingError{"/certificate", "it is a certificate in PEM, and certificate_key its private key"}
+		}
+	}
 	if e.Mode == Agora {
 		if err := e.checkAgora(); err != nil {
 			return err
@@ -264,6 +270,7 @@ func (e *Endpoint) checkHeaders() error {
 		return &SettingError{"/headers", fmt.Sprintf("at most %d", MaxHeaders)}
 	}
 	size := 0
+	seen := make(map[string]bool, len(e.Headers))
 	for name, value := range e.Headers {
 		size += len(name) + len(value)
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
@@ -272,7 +279,10 @@ func (e *Endpoint) checkHeaders() error {
 			return &SettingError{"/headers", "a name or a value is not one of HTTP"}
 		case strings.HasPrefix(canonical, "Webhook-") || strings.HasPrefix(canonical, "Proxy-") || slices.Contains(reserved(), canonical):
 			return &SettingError{"/headers", "Coffer sets " + canonical + " itself"}
+		case seen[canonical]:
+			return &SettingError{"/headers", canonical + " is there twice"}
 		}
+		seen[canonical] = true
 	}
 	if size > 4<<10 {
 		return &SettingError{"/headers", "at most 4 KiB in all"}

@@ -301,16 +301,24 @@ func (s *Server) createEndpoint(c *call) error {
 	return s.writeJSON(c, http.StatusCreated, v)
 }
 
-// verify asks an endpoint for its challenge and enables it when it gives it.
+// verify asks an endpoint for its challenge and enables it when it gives it, unless
+// it was moved or disabled meanwhile: the answer is that of the URL that was asked.
 func (s *Server) verify(ctx context.Context, e *endpoints.Endpoint) (deliver.Answer, bool, error) {
 	answer, ok, err := s.callbacks.Verify(ctx, e)
 	if err != nil || !ok {
 		return answer, false, err
 	}
+	asked := e.URL
 	*e, err = s.callbacks.Endpoints.Change(ctx, e.App, e.ID, func(e *endpoints.Endpoint) error {
+		if e.URL != asked || e.State == endpoints.Disabled {
+			return endpoints.ErrChanged
+		}
 		e.State, e.Reason = endpoints.Enabled, ""
 		return nil
 	})
+	if errors.Is(err, endpoints.ErrChanged) {
+		return answer, false, nil
+	}
 	return answer, err == nil, err
 }
 
@@ -399,22 +407,29 @@ func (s *Server) changeEndpoint(c *call) error {
 	return s.writeJSON(c, http.StatusOK, v)
 }
 
-// applyState enables and disables. A new URL has to be verified.
+// applyState enables and disables. An endpoint is enabled only at a URL that has
+// been verified: one that was disabled before that, or moved while it was disabled,
+// is verified when it is to be enabled.
 func (b *endpointBody) applyState(e *endpoints.Endpoint, moved bool) error {
+	want := e.State
 	if b.State != nil {
-		switch endpoints.State(*b.State) {
-		case endpoints.Enabled:
-			if e.State != endpoints.Unverified {
-				e.State, e.Reason = endpoints.Enabled, ""
-			}
-		case endpoints.Disabled:
-			e.State, e.Reason = endpoints.Disabled, endpoints.ReasonCaller
-		default:
+		if want = endpoints.State(*b.State); want != endpoints.Enabled && want != endpoints.Disabled {
 			return &endpoints.SettingError{Pointer: "/state", Detail: "it is enabled or disabled"}
 		}
 	}
-	if moved && e.State == endpoints.Enabled {
+	unverified := moved || e.Reason == endpoints.ReasonVerification
+	switch {
+	case want == endpoints.Disabled:
+		e.State = endpoints.Disabled
+		if unverified {
+			e.Reason = endpoints.ReasonVerification
+		} else if b.State != nil {
+			e.Reason = endpoints.ReasonCaller
+		}
+	case unverified:
 		e.State, e.Reason = endpoints.Unverified, endpoints.ReasonVerification
+	default:
+		e.State, e.Reason = endpoints.Enabled, ""
 	}
 	return nil
 }
