@@ -156,12 +156,12 @@ type plain struct {
 	lost     chan nats.Status
 	done     chan struct{} // of capacity 1
 
-	mu      sync.Mutex // guards what follows
-	sub     *nats.Subscription
-	replies []string // by index in the batch
-	prefix  string
-	batch   []*entry // of the round that is under way
-	left    int
+	mu     sync.Mutex // guards what follows
+	sub    *nats.Subscription
+	prefix string
+	first  uint64   // the number of the batch's first entry; no number is used twice
+	batch  []*entry // of the round that is under way
+	left   int
 }
 
 func newPlain(nc *nats.Conn, stream string, health func(context.Context) error, patience time.Duration) (*plain, error) {
@@ -189,7 +189,7 @@ func (p *plain) renew() error {
 	}
 	p.mu.Lock()
 	old := p.sub
-	p.sub, p.prefix, p.replies = sub, prefix, p.replies[:0]
+	p.sub, p.prefix = sub, prefix
 	p.mu.Unlock()
 	if old != nil {
 		_ = old.Unsubscribe() // the connection it belongs to may be gone
@@ -203,11 +203,11 @@ func (p *plain) receive(m *nats.Msg) {
 	if len(m.Subject) <= len(p.prefix) || m.Subject[:len(p.prefix)] != p.prefix {
 		return // of an earlier inbox
 	}
-	i, err := strconv.Atoi(m.Subject[len(p.prefix):])
-	if err != nil || i >= len(p.batch) {
-		return
+	number, err := strconv.ParseUint(m.Subject[len(p.prefix):], 10, 64)
+	if err != nil || number < p.first || number >= p.first+uint64(len(p.batch)) {
+		return // a second answer to an earlier round: two servers may take themselves for the leader
 	}
-	e := p.batch[i]
+	e := p.batch[number-p.first]
 	if !e.doubtful {
 		return
 	}
@@ -224,6 +224,7 @@ func (p *plain) receive(m *nats.Msg) {
 	}
 	e.doubtful = false
 	if p.left--; p.left == 0 {
+		p.endLocked()
 		p.done <- struct{}{}
 	}
 }
@@ -262,10 +263,7 @@ func retriable(batch []*entry) []*entry {
 
 func (p *plain) round(ctx context.Context, batch []*entry) error {
 	p.mu.Lock()
-	for len(p.replies) < len(batch) {
-		p.replies = append(p.replies, p.prefix+strconv.Itoa(len(p.replies)))
-	}
-	replies := p.replies
+	prefix, first := p.prefix, p.first
 	p.batch, p.left = batch, len(batch)
 	for _, e := range batch {
 		e.doubtful, e.err = true, nil
@@ -273,11 +271,18 @@ func (p *plain) round(ctx context.Context, batch []*entry) error {
 	p.mu.Unlock()
 	p.drain()
 	for i, e := range batch {
-		if err := sendEntry(p.nc, e, replies[i]); err != nil {
+		if err := sendEntry(p.nc, e, prefix+strconv.FormatUint(first+uint64(i), 10)); err != nil {
 			return p.abort(err)
 		}
 	}
 	return p.await(ctx)
+}
+
+// endLocked ends the round: its entries belong to the committer again, and no
+// answer that is still on its way reaches them.
+func (p *plain) endLocked() {
+	p.first += uint64(len(p.batch))
+	p.batch = nil
 }
 
 // drain forgets losses of the connection before a round.
@@ -362,7 +367,7 @@ func (p *plain) overdue(ctx context.Context, began time.Time) error {
 // abort gives a round up. Answers that are there already count.
 func (p *plain) abort(err error) error {
 	p.mu.Lock()
-	p.batch = nil
+	p.endLocked()
 	left := p.left
 	select {
 	case <-p.done:

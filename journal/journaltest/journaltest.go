@@ -9,6 +9,7 @@ package journaltest
 import (
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -60,6 +61,7 @@ func Start(tb testing.TB, opts embedded.Options) (*embedded.Server, *nats.Conn) 
 // A Cluster is three servers of one cluster, on loopback.
 type Cluster struct {
 	tb      testing.TB
+	links   *links
 	opts    [3]*server.Options
 	servers [3]*server.Server
 }
@@ -68,19 +70,25 @@ type Cluster struct {
 // elected a leader.
 func StartCluster(tb testing.TB) *Cluster {
 	tb.Helper()
-	c := &Cluster{tb: tb}
+	c := &Cluster{tb: tb, links: newLinks(tb)}
 	names := [3]string{"n1", "n2", "n3"}
 	var ports [3]int
-	var routes []string
 	for i := range ports {
 		ports[i] = freePort(tb)
-		routes = append(routes, "nats://127.0.0.1:"+strconv.Itoa(ports[i]))
 	}
 	for i, name := range names {
+		var routes []string
+		for other, port := range ports {
+			if other != i {
+				routes = append(routes, "nats://"+c.links.listen(tb, i, other, "127.0.0.1:"+strconv.Itoa(port)))
+			}
+		}
 		opts := &server.Options{
 			ServerName: name, Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true,
 			JetStream: true, StoreDir: tb.TempDir(), JetStreamMaxStore: 8 << 30, JetStreamMaxMemory: 256 << 20, SyncAlways: true, MaxPayload: 1<<20 + 64<<10,
-			Cluster: server.ClusterOpts{Name: "coffer", Host: "127.0.0.1", Port: ports[i]},
+			// What it tells others about itself is of no use, so that they
+			// know it by their own link alone.
+			Cluster: server.ClusterOpts{Name: "coffer", Host: "127.0.0.1", Port: ports[i], Advertise: "127.0.0.1:1"},
 			Routes:  server.RoutesFromStr(strings.Join(routes, ",")),
 		}
 		c.opts[i] = opts
@@ -157,6 +165,13 @@ func (c *Cluster) Restart(i int) {
 	}
 }
 
+// Isolate cuts the network between server i and the others: neither hears the
+// other, and no connection is closed.
+func (c *Cluster) Isolate(i int) { c.links.isolate(i, len(c.servers)) }
+
+// Heal ends what Isolate began; what was sent meanwhile arrives.
+func (c *Cluster) Heal() { c.links.heal() }
+
 // StreamLeader returns which server leads a stream.
 func (c *Cluster) StreamLeader(stream string) int {
 	c.tb.Helper()
@@ -173,11 +188,12 @@ func (c *Cluster) StreamLeader(stream string) int {
 	return leader
 }
 
-// URL names whichever servers run, separated by commas.
-func (c *Cluster) URL() string {
+// URL names whichever servers run, or those of them that are asked for, separated
+// by commas.
+func (c *Cluster) URL(of ...int) string {
 	var urls []string
-	for _, s := range c.servers {
-		if s != nil {
+	for i, s := range c.servers {
+		if s != nil && (len(of) == 0 || slices.Contains(of, i)) {
 			urls = append(urls, s.ClientURL())
 		}
 	}
@@ -193,11 +209,11 @@ func (c *Cluster) StoreDirs() []string {
 	return dirs
 }
 
-// Connect returns a connection to whichever servers run, as the journal needs
-// it. It is closed with the test.
-func (c *Cluster) Connect() *nats.Conn {
+// Connect returns a connection to whichever servers run, or those of them that
+// are asked for, as the journal needs it. It is closed with the test.
+func (c *Cluster) Connect(of ...int) *nats.Conn {
 	c.tb.Helper()
-	nc, err := nats.Connect(c.URL(), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
+	nc, err := nats.Connect(c.URL(of...), nats.ReconnectBufSize(-1), nats.MaxReconnects(-1),
 		nats.ReconnectWait(20*time.Millisecond), nats.IgnoreDiscoveredServers())
 	if err != nil {
 		c.tb.Fatal(err)
