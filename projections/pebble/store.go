@@ -190,19 +190,20 @@ func (s *Store) options(o Options) *crdb.Options {
 		mem = 32 << 20
 	}
 	opts := &crdb.Options{
-		FS:                          o.fs,
+		FS:                          gathering{o.fs},
 		Cache:                       crdb.NewCache(size + 2*int64(mem)), // memory tables are taken out of it
 		Comparer:                    crdb.DefaultComparer,               // bytes; a key is its own prefix
 		FormatMajorVersion:          crdb.FormatNewest,
 		DisableWAL:                  true,
 		MemTableSize:                uint64(mem),
 		MemTableStopWritesThreshold: 4,
-		// Every flush has keys of all tables, so its files overlap with all
-		// others: few of them in L0 keep reads fast, a high stop keeps an import
-		// from stalling on the compactions it is ahead of.
-		L0CompactionThreshold: 4,
+		// A compaction out of L0 rewrites what the next level has of the same keys,
+		// so it should have much to bring: it begins at a depth of six, half of the
+		// threshold, and the next level is small. Look-ups ask six filters more; a
+		// high stop keeps an import from stalling on the compactions it is ahead of.
+		L0CompactionThreshold: 12,
 		L0StopWritesThreshold: 32,
-		LBaseMaxBytes:         256 << 20,
+		LBaseMaxBytes:         64 << 20,
 		MaxOpenFiles:          1000,
 		Logger:                logger{s.log},
 		EventListener: &crdb.EventListener{
@@ -210,6 +211,7 @@ func (s *Store) options(o Options) *crdb.Options {
 			DataCorruption:  func(i crdb.DataCorruptionInfo) { s.damage(i.Details) },
 		},
 	}
+	opts.Experimental.SpanPolicyFunc = apart
 	for i := range opts.Levels {
 		// The same size on every level. Left to grow with the level, a table of
 		// index entries on the last one has millions of keys and a filter of
@@ -231,6 +233,17 @@ func (s *Store) options(o Options) *crdb.Options {
 		l.IndexBlockSize = 64 << 10
 	}
 	return opts
+}
+
+// apart ends a file where a table of the views ends, a table being what a key's
+// first byte says. In files of its own, a table whose keys only rise, the events of
+// an app for one, is written twice and then moved: its new files overlap with no old
+// ones. Beside another table it would be rewritten with it, on every level.
+func apart(start []byte) (policy crdb.SpanPolicy, end []byte, err error) {
+	if len(start) > 0 && start[0] < 0xff {
+		end = []byte{start[0] + 1}
+	}
+	return crdb.SpanPolicy{}, end, nil
 }
 
 func (s *Store) backgroundError(err error) {
