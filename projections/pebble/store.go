@@ -199,11 +199,11 @@ func (s *Store) options(o Options) *crdb.Options {
 		MemTableStopWritesThreshold: 4,
 		// A compaction out of L0 rewrites what the next level has of the same keys,
 		// so it should have much to bring: it begins at a depth of six, half of the
-		// threshold, and the next level is small. Look-ups ask six filters more; a
-		// high stop keeps an import from stalling on the compactions it is ahead of.
+		// threshold. A look-up asks up to six filters for that; a high stop keeps an
+		// import from stalling on the compactions it is ahead of.
 		L0CompactionThreshold: 12,
 		L0StopWritesThreshold: 32,
-		LBaseMaxBytes:         64 << 20,
+		LBaseMaxBytes:         256 << 20,
 		MaxOpenFiles:          1000,
 		Logger:                logger{s.log},
 		EventListener: &crdb.EventListener{
