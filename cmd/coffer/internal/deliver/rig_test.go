@@ -69,6 +69,7 @@ type rig struct {
 	roots      *x509.CertPool
 	timeout    time.Duration
 	wrap       func(deliver.Transport) deliver.Transport
+	dialer     *egress.Dialer // nil: one that may call this machine
 
 	mu       sync.Mutex // guards disabled
 	disabled []endpoints.Endpoint
@@ -172,9 +173,10 @@ func (r *rig) trust(file string) {
 
 // start starts an engine.
 func (r *rig) start() {
-	var transport deliver.Transport = deliver.NewHTTP(deliver.TransportOptions{
-		Dialer: &egress.Dialer{Policy: egress.NewPolicy([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})}, Roots: r.roots, Timeout: r.timeout,
-	})
+	if r.dialer == nil {
+		r.dialer = &egress.Dialer{Policy: egress.NewPolicy([]netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")})}
+	}
+	var transport deliver.Transport = deliver.NewHTTP(deliver.TransportOptions{Dialer: r.dialer, Roots: r.roots, Timeout: r.timeout})
 	if r.wrap != nil {
 		transport = r.wrap(transport)
 	}
