@@ -1,0 +1,144 @@
+package deliver_test
+
+import (
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/journal"
+)
+
+// TestAppendBesideHangingEndpoints: appending waits for no endpoint. While each of
+// them has as many requests under way as it may, and answers none, hundreds of events
+// are taken and read, and not one further request is made for them.
+func TestAppendBesideHangingEndpoints(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	release := make(chan struct{})
+	var once sync.Once
+	t.Cleanup(func() { once.Do(func() { close(release) }) })
+	var asked atomic.Int64
+	rc := r.receive(func(http.ResponseWriter, got) bool { asked.Add(1); <-release; return false })
+	const concurrency = 3
+	var eps []endpoints.Endpoint
+	for range 4 {
+		eps = append(eps, r.endpoint(rc.URL, func(e *endpoints.Endpoint) { e.Concurrency = concurrency }))
+	}
+	positions := r.append(20, "group-1")
+	most := int64(len(eps) * concurrency)
+	r.eventually("as many requests as may be", func() bool { return asked.Load() == most })
+	for range 10 {
+		positions = append(positions, r.append(30, "group-1")...)
+	}
+	r.eventually("the last event to be read", func() bool {
+		polled, _, err := r.engine.Poll(t.Context(), &eps[0], positions[len(positions)-2], 10, time.Time{})
+		return err == nil && len(polled) == 1 && polled[0].Position == positions[len(positions)-1]
+	})
+	if n := asked.Load(); n != most {
+		t.Errorf("%d requests, %d may be under way", n, most)
+	}
+	once.Do(func() { close(release) })
+	for _, e := range eps {
+		r.eventually("every event", func() bool { return r.progress(e).Done == uint64(len(positions)) })
+	}
+	if n := asked.Load(); n != int64(len(eps)*len(positions)) {
+		t.Errorf("%d requests for %d events at %d endpoints", n, len(positions), len(eps))
+	}
+}
+
+// TestReplayAndPollBesideLive: while events come, to an endpoint that keeps the order
+// of each conversation, some are sent again and all are polled. What is live comes
+// once, in order, with numbers without a hole; what is replayed comes once more; what
+// is polled is everything, once, in order; each event has one id in all three.
+func TestReplayAndPollBesideLive(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	rc := r.receive(nil)
+	e := r.endpoint(rc.URL, func(e *endpoints.Endpoint) { e.Ordered = true })
+	const conversations, each = 4, 100
+	old := r.append(200, "group-0")
+	r.eventually("the first events", func() bool { return r.progress(e).Done == 200 })
+
+	var writers sync.WaitGroup
+	var mu sync.Mutex
+	all := append([]journal.Position(nil), old...)
+	for c := range conversations {
+		writers.Go(func() {
+			for range each / 10 {
+				positions := r.append(10, "group-"+strconv.Itoa(c))
+				mu.Lock()
+				all = append(all, positions...)
+				mu.Unlock()
+			}
+		})
+	}
+	rp := must[deliver.Replay](t)(r.engine.StartReplay(t.Context(), &e, deliver.ReplaySpec{After: old[9], Before: old[150], Rate: deliver.MaxReplayRate}))
+	const total = 200 + conversations*each
+	var polled []deliver.Polled
+	var after journal.Position
+	r.eventually("every event by polling", func() bool {
+		found, next, err := r.engine.Poll(t.Context(), &e, after, 7, r.journal.Oldest(r.app, time.Now()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		polled, after = append(polled, found...), next
+		return len(polled) >= total
+	})
+	writers.Wait()
+	r.eventually("the end of the replay", func() bool {
+		now, err := r.engine.Replay(t.Context(), e.App, rp.IDText())
+		return err == nil && now.State == deliver.ReplayDone && now.Sent == 140 && now.Failed == 0
+	})
+	r.eventually("every event", func() bool { return r.progress(e).Done == total })
+
+	ids := make(map[string]string)
+	last := journal.Position(0)
+	for _, p := range polled {
+		if p.Position <= last {
+			t.Errorf("polled %s after %s", p.Position, last)
+		}
+		last = p.Position
+		ids[p.Position.String()] = p.MessageID
+	}
+	if len(polled) != total || len(ids) != total {
+		t.Errorf("%d events polled, %d different ones, of %d", len(polled), len(ids), total)
+	}
+	live, again, numbers := make(map[string]int), make(map[string]int), make(map[string]bool)
+	latest := make(map[string]journal.Position)
+	for _, g := range rc.all() {
+		b := g.bodies[0]
+		if ids[b.Position] != g.id {
+			t.Errorf("the event at %s is %s, and %s when it is polled", b.Position, g.id, ids[b.Position])
+		}
+		if b.Number == "" {
+			again[b.Position]++
+			continue
+		}
+		live[b.Position]++
+		numbers[b.Number] = true
+		position := must[journal.Position](t)(journal.ParsePosition(b.Position))
+		if position <= latest[b.Conversation] {
+			t.Errorf("%s came after %s in %s", position, latest[b.Conversation], b.Conversation)
+		}
+		latest[b.Conversation] = position
+	}
+	for i, p := range all {
+		replayed := 0
+		if i >= 10 && i < 150 {
+			replayed = 1
+		}
+		if live[p.String()] != 1 || again[p.String()] != replayed {
+			t.Errorf("the event at %s came %d times, and again %d, want %d", p, live[p.String()], again[p.String()], replayed)
+		}
+	}
+	for n := 1; n <= total; n++ {
+		if !numbers[strconv.Itoa(n)] {
+			t.Errorf("number %d did not come", n)
+		}
+	}
+}
