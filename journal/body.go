@@ -21,7 +21,7 @@ func checkData(t Type, data jsontext.Value, limits Limits) error {
 		}
 		return nil
 	}
-	if t > EndpointDisabled || t.Reserved() {
+	if !t.Known() || t.Reserved() {
 		return nil
 	}
 	bodies := false

@@ -42,6 +42,8 @@ const (
 	KeyRetired        Type = 36
 	CallbackAttempted Type = 37
 	EndpointDisabled  Type = 38
+	AccountExpiring   Type = 39
+	ProfileExpiring   Type = 40
 )
 
 // String returns the type's name in a CloudEvent, "message.sent".
@@ -81,6 +83,10 @@ func (t Type) String() string {
 		return "callback.attempted"
 	case EndpointDisabled:
 		return "endpoint.disabled"
+	case AccountExpiring:
+		return "account.expiring"
+	case ProfileExpiring:
+		return "profile.expiring"
 	}
 	return ""
 }
@@ -122,6 +128,10 @@ func ParseType(s string) (Type, error) {
 		return CallbackAttempted, nil
 	case "endpoint.disabled":
 		return EndpointDisabled, nil
+	case "account.expiring":
+		return AccountExpiring, nil
+	case "profile.expiring":
+		return ProfileExpiring, nil
 	}
 	return 0, fmt.Errorf("event type: %w: not a known type", ErrInvalid)
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -122,6 +123,25 @@ func (v recordVector) header(e Event) Header {
 	}
 }
 
+// operational are events that Coffer appends by itself.
+func operational() []Event {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC)
+	return []Event{
+		{
+			ID: "coffer:endpoint-disabled:000102030405060708090a0b0c0d0e0f:1767323045678", Type: EndpointDisabled, Time: at,
+			Data: jsontext.Value(`{"endpoint":"000102030405060708090a0b0c0d0e0f","reason":"gone"}`),
+		},
+		{
+			ID: "coffer:account-expiring:acme:1767323045678", Type: AccountExpiring, Time: at,
+			Data: jsontext.Value(`{"account":"acme","ends":"2026-07-01T03:04:05.678Z"}`),
+		},
+		{
+			ID: "coffer:profile-expiring:101112131415161718191a1b1c1d1e1f:1767323045678", Type: ProfileExpiring, Time: at, Sender: "ann",
+			Data: jsontext.Value(`{"ends":"2026-07-01T03:04:05.678Z"}`),
+		},
+	}
+}
+
 func makeVectors(t *testing.T) vectors {
 	t.Helper()
 	out := vectors{Comment: "Test vectors of docs/format/record.md and subjects.md. Binary values are in hex. Keys are for tests only."}
@@ -132,16 +152,24 @@ func makeVectors(t *testing.T) vectors {
 		}
 		return b
 	}
-	for i, tt := range accepted {
+	var events []Event
+	var names []string
+	for _, tt := range accepted {
 		e, err := ParseEvent([]byte(tt.in), testApp(), Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}
+		events, names = append(events, e), append(names, tt.name)
+	}
+	for _, e := range operational() {
+		events, names = append(events, e), append(names, e.Type.String())
+	}
+	for i, e := range events {
 		if err := e.Normalize(testNow(), Limits{}); err != nil {
 			t.Fatal(err)
 		}
 		v := recordVector{
-			Name: tt.name, Region: "eu", App: testApp(), LogID: fill(16, 0xa0), TagKey: fill(32, 0x80), Epoch: uint32(i), EpochKey: fill(32, byte(i)),
+			Name: names[i], Region: "eu", App: testApp(), LogID: fill(16, 0xa0), TagKey: fill(32, 0x80), Epoch: uint32(i), EpochKey: fill(32, byte(i)),
 			SubjectKey: fill(32, 0x40), ID: e.ID, Conversation: e.Conversation, Sender: e.Sender, Recipient: e.Recipient, Target: e.Target,
 		}
 		v.Header = v.header(e).Append(nil)
@@ -234,11 +262,11 @@ func TestVectors(t *testing.T) {
 	fresh := makeVectors(t)
 	for i, r := range v.Records {
 		t.Run(r.Name, func(t *testing.T) {
-			e, err := ParseEvent([]byte(r.Plaintext), r.App, Limits{})
-			if err != nil {
-				t.Fatal(err)
+			e, err := ParseReplayed(SplicePosition(nil, []byte(r.Plaintext), 1))
+			if err != nil || e.App != r.App {
+				t.Fatalf("app %s, %v", e.App, err)
 			}
-			h := r.header(e)
+			h := r.header(e.Event)
 			if got := h.Append(nil); !bytes.Equal(got, r.Header) {
 				t.Errorf("header\n got %x\nwant %x", got, r.Header)
 			}

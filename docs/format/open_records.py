@@ -18,8 +18,8 @@ from open_vectors import Refused, lp, open_envelope
 
 TYPES = {
     1: "message.sent", 2: "message.edited", 3: "message.recalled", 4: "receipt.delivered", 5: "receipt.read", 6: "user.erased",
-    7: "attachment.stored", 32: "app.created", 33: "app.plan_changed", 34: "key.rotated", 35: "key.rewrapped", 36: "key.retired",
-    37: "callback.attempted", 38: "endpoint.disabled",
+    7: "attachment.stored", 8: "member.joined", 9: "member.left", 10: "inbox.acked", 32: "app.created", 33: "app.plan_changed", 34: "key.rotated", 35: "key.rewrapped", 36: "key.retired",
+    37: "callback.attempted", 38: "endpoint.disabled", 39: "account.expiring", 40: "profile.expiring",
 }
 
 

@@ -228,8 +228,11 @@ def main(path, day, days):
         watch_account()
         app = App(server, receiver, "enterprise")
         watch_message("enterprise", 180, app)
+        keys(app.id, {"enterprise": "messages, plan enterprise"})
+        # The app is told of the profile's end, so its messages are not watched.
+        app = App(server, receiver, "free")
         watch_profile(app)
-        keys(app.id, {"enterprise": "messages, plan enterprise", "profiles": "profiles"})
+        keys(app.id, {"profiles": "profiles"})
     app = App(server, receiver, "pro")
     watch_message("pro", 90, app)
     if days >= 90:

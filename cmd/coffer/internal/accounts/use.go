@@ -139,11 +139,31 @@ func (s *Store) refresh(ctx context.Context, id string) error {
 	return nil
 }
 
+// A Warning is that an account's registration data ends soon.
+type Warning struct {
+	ID string
+	// Used is the last use that was written down, Ends when it ends without
+	// another.
+	Used, Ends time.Time
+}
+
 // Sweep returns the sweep that ends registration data that has not been used and
-// warns of what soon will have. The rows are those that the store works on.
-func (s *Store) Sweep(rows shelf.Rows, warn func(ctx context.Context, id string, ends time.Time) error) shelf.Sweep {
+// warns of what soon will have: see [shelf.Sweep]. The rows are those that the store
+// works on.
+func (s *Store) Sweep(rows shelf.Rows, warn, tell func(ctx context.Context, w Warning) error) shelf.Sweep {
+	present := func(do func(context.Context, Warning) error) func(context.Context, journal.WrittenRow) error {
+		return func(ctx context.Context, w journal.WrittenRow) error {
+			id := strings.TrimPrefix(w.Name, rowPrefix)
+			r, revision, err := s.load(ctx, id)
+			if err != nil || revision != w.Revision {
+				return errors.Join(err, raced(revision, w.Revision))
+			}
+			return do(ctx, Warning{ID: id, Used: r.Used, Ends: s.life.Ends(r.Used)})
+		}
+	}
 	return shelf.Sweep{
 		Name: "accounts", Places: s.rows, Rows: rows, Prefix: rowPrefix, Life: s.life,
+		Warn: present(warn), Tell: present(tell),
 		Used: func(w journal.WrittenRow) (time.Time, bool, error) {
 			r, err := parse(w.Value)
 			return r.Used, r.State == "" || r.State == Active, err
@@ -161,14 +181,6 @@ func (s *Store) Sweep(rows shelf.Rows, warn func(ctx context.Context, id string,
 				return fmt.Errorf("ending an account: %w", err)
 			}
 			return nil
-		},
-		Warn: func(ctx context.Context, w journal.WrittenRow) error {
-			id := strings.TrimPrefix(w.Name, rowPrefix)
-			r, revision, err := s.load(ctx, id)
-			if err != nil || revision != w.Revision {
-				return errors.Join(err, raced(revision, w.Revision))
-			}
-			return warn(ctx, id, s.life.Ends(r.Used))
 		},
 	}
 }

@@ -50,8 +50,9 @@ type Config struct {
 	// can reach the region's streams.
 	Leases Leases
 	// Disabled is told of endpoints that were disabled because they answered
-	// 410 or had failed for too long.
-	Disabled func(ctx context.Context, e endpoints.Endpoint)
+	// 410 or had failed for too long, as their Untold says: again, by whichever
+	// process holds the endpoint, until it has returned nil and that is stored.
+	Disabled func(ctx context.Context, e endpoints.Endpoint) error
 	Log      *slog.Logger
 	Now      func() time.Time
 }
@@ -191,6 +192,12 @@ func (e *Engine) look(ctx context.Context, ref endpoints.Ref, r *running) {
 			e.pause(r, err)
 			e.sleep(ctx, r.poke, again)
 			continue
+		case ep.Untold != nil && e.Disabled != nil:
+			if err := e.tell(ctx, &ep, r); err != nil && ctx.Err() == nil {
+				e.pause(r, err)
+				e.sleep(ctx, r.poke, again)
+			}
+			continue
 		case ep.State != endpoints.Enabled, ep.AskedOnly:
 			e.pause(r, nil)
 			e.sleep(ctx, r.poke, 0)
@@ -201,6 +208,37 @@ func (e *Engine) look(ctx context.Context, ref endpoints.Ref, r *running) {
 			e.sleep(ctx, r.poke, again)
 		}
 	}
+}
+
+// tell has Disabled told of an endpoint that was disabled, if it is this process's,
+// and stores that it was.
+func (e *Engine) tell(ctx context.Context, ep *endpoints.Endpoint, r *running) error {
+	if e.Leases != nil {
+		if _, ok, changed := e.Leases.Holds(ep.ID); !ok {
+			e.pause(r, nil)
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			case <-r.poke:
+			}
+			return nil
+		}
+	}
+	if err := e.Disabled(ctx, *ep); err != nil {
+		return fmt.Errorf("endpoint %s: its app is not told: %w", ep.IDText(), err)
+	}
+	told := *ep.Untold
+	_, err := e.Endpoints.Change(ctx, ep.App, ep.ID, func(now *endpoints.Endpoint) error {
+		if now.Untold == nil || !now.Untold.Since.Equal(told.Since) {
+			return endpoints.ErrChanged
+		}
+		now.Untold = nil
+		return nil
+	})
+	if errors.Is(err, endpoints.ErrChanged) || errors.Is(err, endpoints.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // forget takes a deleted endpoint off, unless it has changed again.

@@ -128,6 +128,48 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// TestToldLater: a process that ends when it has disabled an endpoint, and has told
+// nobody, leaves that to the next one; an endpoint that is enabled meanwhile is not
+// forgotten.
+func TestToldLater(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, short, func(r *rig) { r.deaf = true })
+	rc := r.receive(func(w http.ResponseWriter, _ got) bool { w.WriteHeader(http.StatusGone); return true })
+	e := r.endpoint(rc.URL)
+	r.append(1, "group-1")
+	r.eventually("an attempt to tell", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.turnedAway > 0
+	})
+	r.stopEngine()
+	stored := must[endpoints.Endpoint](t)(r.endpoints.Endpoint(t.Context(), e.App, e.ID))
+	if stored.State != endpoints.Disabled || stored.Untold == nil || stored.Untold.Reason != endpoints.ReasonGone || stored.Untold.Since.IsZero() {
+		t.Fatalf("stored %+v", stored)
+	}
+	rc.answers(nil)
+	must[endpoints.Endpoint](t)(r.endpoints.Change(t.Context(), e.App, e.ID, func(e *endpoints.Endpoint) error {
+		e.State, e.Reason = endpoints.Enabled, ""
+		return nil
+	}))
+	r.mu.Lock()
+	if len(r.disabled) != 0 {
+		t.Errorf("told of %v", r.disabled)
+	}
+	r.deaf = false
+	r.mu.Unlock()
+	r.again()
+	r.eventually("the event that was kept for it", func() bool { return r.progress(e).Done == 1 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.disabled) != 1 || *r.disabled[0].Untold != *stored.Untold {
+		t.Errorf("told of %+v, not of %+v", r.disabled, stored.Untold)
+	}
+	if now := must[endpoints.Endpoint](t)(r.endpoints.Endpoint(t.Context(), e.App, e.ID)); now.Untold != nil || now.State != endpoints.Enabled {
+		t.Errorf("noted as %+v", now)
+	}
+}
+
 // TestParksAndReplays gives deliveries up at the end of their time, and sends
 // them again when asked to.
 func TestParksAndReplays(t *testing.T) {

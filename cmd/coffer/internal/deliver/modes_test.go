@@ -153,6 +153,6 @@ func TestDisabledWhenFailing(t *testing.T) {
 	r.eventually("the word of it", func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return len(r.disabled) == 1 && r.disabled[0].ID == e.ID && r.disabled[0].Reason == endpoints.ReasonFailing
+		return len(r.disabled) == 1 && r.disabled[0].ID == e.ID && r.disabled[0].Untold.Reason == endpoints.ReasonFailing
 	})
 }

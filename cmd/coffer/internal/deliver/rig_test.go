@@ -71,8 +71,10 @@ type rig struct {
 	wrap       func(deliver.Transport) deliver.Transport
 	dialer     *egress.Dialer // nil: one that may call this machine
 
-	mu       sync.Mutex // guards disabled
-	disabled []endpoints.Endpoint
+	mu         sync.Mutex // guards what follows
+	deaf       bool       // nobody can be told
+	turnedAway int
+	disabled   []endpoints.Endpoint
 }
 
 func newRig(t *testing.T, adjust ...func(*rig)) *rig {
@@ -184,10 +186,15 @@ func (r *rig) start() {
 		Leases:  r.startLeases(),
 		Journal: r.journal, Events: r.events, View: r.view, Endpoints: r.endpoints, Rows: r.rows, Changed: r.runner.Changed,
 		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
-		Disabled: func(_ context.Context, e endpoints.Endpoint) {
+		Disabled: func(_ context.Context, e endpoints.Endpoint) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()
+			if r.deaf {
+				r.turnedAway++
+				return journal.ErrUnavailable
+			}
 			r.disabled = append(r.disabled, e)
+			return nil
 		},
 	})
 	ctx, stop := context.WithCancel(context.Background())

@@ -434,11 +434,14 @@ func (w *worker) disable(ctx context.Context, reason endpoints.Reason) {
 	defer cancel()
 	revision := w.ep.Revision()
 	changed := false
-	ep, err := w.Endpoints.Change(ctx, w.ref.App, w.ref.ID, func(e *endpoints.Endpoint) error {
+	_, err := w.Endpoints.Change(ctx, w.ref.App, w.ref.ID, func(e *endpoints.Endpoint) error {
 		if e.Revision() != revision {
 			return endpoints.ErrChanged // its owner was faster: judge it anew
 		}
 		e.State, e.Reason, changed = endpoints.Disabled, reason, true
+		if w.Disabled != nil {
+			e.Untold = &endpoints.Notice{Reason: reason, Since: w.now().UTC().Truncate(time.Millisecond)}
+		}
 		return nil
 	})
 	if err != nil || !changed {
@@ -448,9 +451,6 @@ func (w *worker) disable(ctx context.Context, reason endpoints.Reason) {
 		return
 	}
 	w.log.Warn("endpoint disabled", "app", w.ref.App.String(), "endpoint", w.ep.IDText(), "reason", string(reason))
-	if w.Disabled != nil {
-		w.Disabled(ctx, ep)
-	}
 }
 
 // waitHeap has the delivery that is due first at its top.

@@ -161,10 +161,18 @@ type Endpoint struct {
 	ConversationTags, UserTags []kms.Tag
 	// After is the app's last position when the endpoint was made.
 	After journal.Position
+	// Untold is what Coffer did by itself and has not told the app yet.
+	Untold *Notice
 
 	Private
 
 	revision uint64
+}
+
+// A Notice is that Coffer has disabled an endpoint.
+type Notice struct {
+	Reason Reason    `json:"reason"`
+	Since  time.Time `json:"since"`
 }
 
 // Revision grows with every change of the endpoint.

@@ -58,6 +58,7 @@ type row struct {
 	Conversations []string         `json:"conversations,omitempty"`
 	Users         []string         `json:"users,omitempty"`
 	After         journal.Position `json:"after"`
+	Untold        *Notice          `json:"untold,omitempty"`
 	Private       []byte           `json:"private"`
 }
 
@@ -274,7 +275,7 @@ func (s *Store) encode(ctx context.Context, e *Endpoint) ([]byte, error) {
 	}
 	r := row{
 		Version: rowVersion, State: e.State, Reason: e.Reason, Since: e.Since, Created: e.Created, Mode: e.Mode, Ordered: e.Ordered,
-		Rate: e.Rate, Concurrency: e.Concurrency, Batch: e.Batch, AskedOnly: e.AskedOnly, After: e.After, Private: blob,
+		Rate: e.Rate, Concurrency: e.Concurrency, Batch: e.Batch, AskedOnly: e.AskedOnly, After: e.After, Untold: e.Untold, Private: blob,
 		Conversations: hexTags(e.ConversationTags), Users: hexTags(e.UserTags),
 	}
 	for _, t := range e.Types {
@@ -322,7 +323,7 @@ func (s *Store) decode(ctx context.Context, app journal.AppID, id journal.Endpoi
 	}
 	e := Endpoint{
 		App: app, ID: id, State: r.State, Reason: r.Reason, Since: r.Since, Created: r.Created, Mode: r.Mode, Ordered: r.Ordered,
-		Rate: r.Rate, Concurrency: r.Concurrency, Batch: r.Batch, AskedOnly: r.AskedOnly, After: r.After, revision: stored.Revision,
+		Rate: r.Rate, Concurrency: r.Concurrency, Batch: r.Batch, AskedOnly: r.AskedOnly, After: r.After, Untold: r.Untold, revision: stored.Revision,
 	}
 	for _, name := range r.Types {
 		t, err := journal.ParseType(name)

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -141,38 +140,26 @@ func (r *region) presendFailing(app journal.AppID, e *endpoints.Endpoint) {
 	})
 }
 
-// endpointDisabled records what the engine did by itself, in the audit log and among
-// the app's events.
-func (r *region) endpointDisabled(ctx context.Context, e endpoints.Endpoint) {
-	err := r.journal.Audit(ctx, journal.AuditEntry{
-		Actor: "process:callbacks", Action: "endpoint.disabled", Target: "endpoint:" + e.IDText(), Outcome: "ok",
-		Detail: map[string]string{"app": e.App.String(), "reason": string(e.Reason)},
-	})
-	if err != nil {
-		r.log.Error("audit record failed", "action", "endpoint.disabled", "endpoint", e.IDText(), "err", err)
-	}
-	// A disabled app takes no events.
-	if err := r.tellDisabled(ctx, e); err != nil && !errors.Is(err, journal.ErrDisabled) {
-		r.log.Error("the app is not told of a disabled endpoint", "app", e.App.String(), "endpoint", e.IDText(), "err", err)
-	}
-}
-
-// tellDisabled appends the event of an endpoint that was disabled. Its id is of the
-// change: a repetition appends nothing.
-func (r *region) tellDisabled(ctx context.Context, e endpoints.Endpoint) error {
+// endpointDisabled tells the app and the audit log what the engine did by itself. The
+// event's id is of that change; the audit record may be written again when this
+// process ends before the engine has noted it.
+func (r *region) endpointDisabled(ctx context.Context, e endpoints.Endpoint) error {
 	data, err := json.Marshal(struct {
 		Endpoint string           `json:"endpoint"`
 		Reason   endpoints.Reason `json:"reason"`
-	}{e.IDText(), e.Reason})
+	}{e.IDText(), e.Untold.Reason})
 	if err != nil {
 		return fmt.Errorf("event of a disabled endpoint: %w", err)
 	}
-	results, err := r.journal.Append(ctx, e.App, journal.Event{
-		ID:   fmt.Sprintf("coffer:endpoint-disabled:%s:%d", e.IDText(), e.Revision()),
-		Type: journal.EndpointDisabled, Time: r.options.now(), Data: data,
+	err = r.tell(ctx, e.App, journal.Event{
+		ID:   fmt.Sprintf("coffer:endpoint-disabled:%s:%d", e.IDText(), e.Untold.Since.UnixMilli()),
+		Type: journal.EndpointDisabled, Data: data,
 	})
 	if err != nil {
-		return err
+		return r.untold(journal.EndpointDisabled, err, "app", e.App.String(), "endpoint", e.IDText())
 	}
-	return results[0].Err
+	return r.journal.Audit(ctx, journal.AuditEntry{
+		Actor: "process:callbacks", Action: "endpoint.disabled", Target: "endpoint:" + e.IDText(), Outcome: "ok",
+		Detail: map[string]string{"app": e.App.String(), "reason": string(e.Untold.Reason)},
+	})
 }

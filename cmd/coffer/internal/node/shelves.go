@@ -6,6 +6,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/accounts"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deletion"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/profiles"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/shelf"
@@ -64,7 +65,7 @@ func (r *region) sweepShelf(ctx context.Context, sweep shelf.Sweep) {
 	}
 	r.metrics.Unused(sweep.Name, done.Warned, done.Ended)
 	if done != (shelf.Result{}) {
-		r.log.Info("unused records have ended or were warned of", "kind", sweep.Name, "ended", done.Ended, "warned", done.Warned)
+		r.log.Info("unused records have ended or were warned of", "kind", sweep.Name, "ended", done.Ended, "warned", done.Warned, "untold", done.Untold)
 	}
 }
 
@@ -72,12 +73,12 @@ func (r *region) sweepShelf(ctx context.Context, sweep shelf.Sweep) {
 const processActor = "process:coffer"
 
 func (r *region) accountSweep() shelf.Sweep {
-	sweep := r.accounts.Sweep(r.rows, func(ctx context.Context, id string, ends time.Time) error {
+	sweep := r.accounts.Sweep(r.rows, func(ctx context.Context, w accounts.Warning) error {
 		return r.journal.Audit(ctx, journal.AuditEntry{
-			Actor: processActor, Action: "account.expiring", Target: "account:" + id, Outcome: "ok",
-			Detail: map[string]string{"ends": ends.UTC().Format(time.RFC3339)},
+			Actor: processActor, Action: "account.expiring", Target: "account:" + w.ID, Outcome: "ok",
+			Detail: map[string]string{"ends": w.Ends.UTC().Format(time.RFC3339)},
 		})
-	})
+	}, r.tellAccounts())
 	end := sweep.End
 	sweep.End = func(ctx context.Context, row journal.WrittenRow) error {
 		if err := end(ctx, row); err != nil {
@@ -91,10 +92,10 @@ func (r *region) accountSweep() shelf.Sweep {
 }
 
 func (r *region) profileSweep() shelf.Sweep {
-	return r.profiles.Sweep(r.shelf, r.rows, func(ctx context.Context, app, subject string, ends time.Time) error {
+	return r.profiles.Sweep(r.shelf, r.rows, func(ctx context.Context, w profiles.Warning) error {
 		return r.journal.Audit(ctx, journal.AuditEntry{
-			Actor: processActor, Action: "profile.expiring", Target: "app:" + app, Outcome: "ok",
-			Detail: map[string]string{"subject": subject, "ends": ends.UTC().Format(time.RFC3339)},
+			Actor: processActor, Action: "profile.expiring", Target: "app:" + w.App.String(), Outcome: "ok",
+			Detail: map[string]string{"subject": w.Subject.String(), "ends": w.Ends.UTC().Format(time.RFC3339)},
 		})
-	})
+	}, r.tellProfile)
 }

@@ -361,36 +361,3 @@ func (r row) parts(subject kms.Tag) []string {
 func (s *Store) profile(r row, p private) Profile {
 	return Profile{User: p.User, Content: p.Profile, Created: r.Created, Changed: r.Changed, Ends: s.life.Ends(r.Used)}
 }
-
-// Sweep returns the sweep that ends profiles that nobody has used, and warns of
-// those that soon will have. The rows are those that the store works on, and
-// places those of the registry.
-func (s *Store) Sweep(rows *journal.Rows, places kms.Rows, warn func(ctx context.Context, app, subject string, ends time.Time) error) shelf.Sweep {
-	return shelf.Sweep{
-		Name: "profiles", Places: places, Rows: rows, Life: s.life, Forget: rows.Forget,
-		Used: func(w journal.WrittenRow) (time.Time, bool, error) {
-			r, err := parse(w.Value)
-			return r.Used, err == nil, err
-		},
-		End: func(ctx context.Context, w journal.WrittenRow) error { return rows.Delete(ctx, w.Name, w.Revision) },
-		Warn: func(ctx context.Context, w journal.WrittenRow) error {
-			present, err := rows.Load(ctx, w.Name)
-			if err != nil || present.Revision != w.Revision {
-				return errors.Join(err, raced(present.Revision, w.Revision))
-			}
-			r, err := parse(w.Value)
-			if err != nil {
-				return err
-			}
-			app, subject, _ := strings.Cut(w.Name, ".")
-			return warn(ctx, app, subject, s.life.Ends(r.Used))
-		},
-	}
-}
-
-func raced(have, want uint64) error {
-	if have != want {
-		return kms.ErrRowConflict
-	}
-	return nil
-}

@@ -162,15 +162,19 @@ func TestUnused(t *testing.T) {
 	}
 	sealed := bytes.Clone(row.Value)
 	places := journal.NewRows(r.js, journal.RegistryBucket("eu"), nil)
-	var warned []string
+	var warned, told []string
 	sweep := func(ended, warnings int) {
 		t.Helper()
-		done, err := s.Sweep(r.rows, places, func(_ context.Context, app, subject string, ends time.Time) error {
-			if app != r.app.String() || ends.Sub(r.now()) > 30*day {
-				t.Errorf("warned of %s in %s at %v", subject, app, ends)
+		done, err := s.Sweep(r.rows, places, func(_ context.Context, w profiles.Warning) error {
+			if w.App != r.app || w.Ends.Sub(r.now()) > 30*day || w.Ends.Sub(w.Used) != 180*day {
+				t.Errorf("warned of %+v", w)
 			}
-			warned = append(warned, subject)
+			warned = append(warned, w.Subject.String())
 			return nil
+		}, func(ctx context.Context, w profiles.Warning) error {
+			user, err := w.User(ctx)
+			told = append(told, user)
+			return err
 		}).Run(t.Context(), r.now())
 		if err != nil || done.Ended != ended || done.Warned != warnings {
 			t.Errorf("the sweep did %+v, %v, want %d and %d", done, err, ended, warnings)
@@ -199,8 +203,8 @@ func TestUnused(t *testing.T) {
 	if _, err := r.get(s, "ben"); err != nil {
 		t.Errorf("the one that was used: %v", err)
 	}
-	if len(warned) != 2 {
-		t.Errorf("warned of %v", warned)
+	if len(warned) != 2 || strings.Join(told, " ") != "ann ben" {
+		t.Errorf("warned of %v, told of %v", warned, told)
 	}
 	if found := grep(t, r.dir, sealed[len(sealed)/2:]); found != "" {
 		t.Errorf("the sealed bytes are still in %s", found)

@@ -78,4 +78,22 @@ func TestEndpointDisabledEvent(t *testing.T) {
 	if n := strings.Count(string(a.body), "coffer:endpoint-disabled:"); a.status != http.StatusOK || n != 1 {
 		t.Errorf("replay has %d of it: %d %s", n, a.status, a.body)
 	}
+	// The audit log has it, with who did it and why.
+	var record map[string]any
+	for deadline := time.Now().Add(time.Minute); record == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it is not audited")
+		}
+		log := s.do(request{path: "/v1/admin/audit", token: s.operator})
+		for line := range strings.Lines(string(log.body)) {
+			if r := (answer{body: []byte(line)}).json(t); r["action"] == "endpoint.disabled" {
+				record = r
+			}
+		}
+	}
+	detail, ok := record["detail"].(map[string]any)
+	if !ok || record["actor"] != "process:callbacks" || record["target"] != "endpoint:"+id || record["outcome"] != "ok" ||
+		detail["app"] != s.app || detail["reason"] != "gone" {
+		t.Errorf("audited as %v", record)
+	}
 }

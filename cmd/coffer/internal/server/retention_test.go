@@ -297,10 +297,12 @@ func TestRetentionTable(t *testing.T) {
 	}
 	r.admin("POST", "accounts", `{"id":"acme","name":"canary","email":"canary@example.com"}`, 201)
 	users := r.apps["enterprise"]
+	// Of another app than the exports: that they end soon is an event of the app.
+	people := r.apps["basic"]
 	for _, user := range []string{"ann", "ben"} {
-		r.as(users, "PUT", "/users/"+user+"/profile", `{"nickname":"canary"}`, 201)
+		r.as(people, "PUT", "/users/"+user+"/profile", `{"nickname":"canary"}`, 201)
 	}
-	profileEpochs := r.epochs(users.id)
+	profileEpochs := r.epochs(people.id)
 	export := r.export(users, exports.NDJSON)
 	r.firstFile = r.as(users, "GET", export+"/manifest", "", 200).json(t)["files"].([]any)[0].(map[string]any)["name"].(string)
 	r.stored = time.Now()
@@ -337,7 +339,7 @@ func TestRetentionTable(t *testing.T) {
 			}
 		}
 		if row.plan == "enterprise" {
-			r.unused(users)
+			r.unused(people)
 		}
 		if row.plan == "basic" {
 			at(r.start, 7*shortDay-time.Millisecond)
@@ -400,7 +402,7 @@ func TestRetentionTable(t *testing.T) {
 	}
 
 	r.until("the account's end is audited", func() bool { return strings.Contains(r.audited("account:acme"), "account.expired") })
-	r.keys(users.id, profileEpochs, "profiles")
+	r.keys(people.id, profileEpochs, "profiles")
 	r.keys(users.id, users.epochs, "enterprise/")
 	r.until("the keys of the account's data are destroyed", func() bool {
 		for _, e := range r.epochs("accounts") {
@@ -410,7 +412,7 @@ func TestRetentionTable(t *testing.T) {
 		}
 		return true
 	})
-	if got := r.as(users, "GET", "/users/ann/profile", "", 0); got.status != 200 {
+	if got := r.as(people, "GET", "/users/ann/profile", "", 0); got.status != 200 {
 		t.Errorf("the profile that was used, after the others' keys: %d %s", got.status, got.body)
 	}
 }

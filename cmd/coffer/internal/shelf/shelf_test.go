@@ -150,6 +150,93 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestTold: who is to be told of a warning is told once, in spite of another record
+// whose owner cannot be told, which is tried again until it is used or ends; and
+// after a sweep that was killed before it had noted how far it was, again.
+func TestTold(t *testing.T) {
+	_, _, rows := region(t)
+	start := time.Unix(1_700_000_000, 0).UTC()
+	revisions := make(map[string]uint64)
+	write := func(name string, used time.Time) {
+		t.Helper()
+		value := []byte(strconv.FormatInt(used.Unix(), 10))
+		var err error
+		if revisions[name] == 0 {
+			revisions[name], err = rows.Create(t.Context(), name, value)
+		} else {
+			revisions[name], err = rows.Update(t.Context(), name, value, revisions[name])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"rec.a", "rec.bad", "rec.b", "rec.worse", "rec.c"} {
+		write(name, start.Add(time.Duration(i)*time.Second))
+	}
+	away := errors.New("its key is away")
+	failing := map[string]bool{"rec.bad": true, "rec.worse": true}
+	var told, warned []string
+	sweep := shelf.Sweep{
+		Name: "told", Places: rows, Rows: rows, Prefix: "rec.", Life: life(),
+		Used: func(row journal.WrittenRow) (time.Time, bool, error) {
+			seconds, err := strconv.ParseInt(string(row.Value), 10, 64)
+			return time.Unix(seconds, 0), true, err
+		},
+		End: func(ctx context.Context, row journal.WrittenRow) error {
+			return rows.Delete(ctx, row.Name, row.Revision)
+		},
+		Warn: func(_ context.Context, row journal.WrittenRow) error {
+			warned = append(warned, row.Name)
+			return nil
+		},
+		Tell: func(_ context.Context, row journal.WrittenRow) error {
+			if failing[row.Name] {
+				return away
+			}
+			told = append(told, row.Name)
+			return nil
+		},
+	}
+	run := func(after time.Duration, want shelf.Result, tell ...string) {
+		t.Helper()
+		told = nil
+		done, err := sweep.Run(t.Context(), start.Add(after))
+		if err != nil || done != want || !slices.Equal(told, tell) {
+			t.Errorf("after %v: %+v, %v, told of %v, want %+v and %v", after, done, err, told, want, tell)
+		}
+	}
+	run(151*day, shelf.Result{Warned: 5, Untold: 2}, "rec.a", "rec.b", "rec.c")
+	run(151*day, shelf.Result{Untold: 2})
+	if len(warned) != 5 {
+		t.Errorf("warned of %v", warned)
+	}
+	failing["rec.bad"] = false
+	run(152*day, shelf.Result{Untold: 1}, "rec.bad")
+	// Used, so that there is nothing to tell.
+	write("rec.worse", start.Add(153*day))
+	failing["rec.worse"] = false
+	run(153*day, shelf.Result{})
+	// One that cannot be told at all ends without a word.
+	failing["rec.worse"] = true
+	run((153+150)*day, shelf.Result{Ended: 4, Warned: 1, Untold: 1})
+	run((153+180)*day, shelf.Result{Ended: 1})
+
+	// A process that is killed has told, and has not noted it: the next tells again.
+	write("rec.d", start.Add(400*day))
+	killed, kill := context.WithCancel(t.Context())
+	tell := sweep.Tell
+	sweep.Tell = func(ctx context.Context, row journal.WrittenRow) error {
+		kill()
+		return errors.Join(tell(ctx, row), ctx.Err())
+	}
+	if done, err := sweep.Run(killed, start.Add(551*day)); !errors.Is(err, context.Canceled) || done.Warned != 0 {
+		t.Errorf("killed: %+v, %v", done, err)
+	}
+	sweep.Tell = tell
+	run(551*day, shelf.Result{Warned: 1}, "rec.d")
+	run(551*day, shelf.Result{})
+}
+
 // TestKeys: a record opens as itself only, and no more once the key of its epoch
 // or of its subject is gone.
 func TestKeys(t *testing.T) {
