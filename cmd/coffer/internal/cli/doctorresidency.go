@@ -101,13 +101,16 @@ func (c *doctorCmd) servers(ctx context.Context, r *runner, m residency.Manifest
 	if cfg.Regions[i].NATS.URL != "" {
 		differences = residency.CompareStreams(m, found.Streams)
 	}
-	differences = append(differences, residency.CompareKeys(m, found.Keys)...)
+	differences = append(append(differences, residency.CompareKeys(m, found.Keys)...), found.Refused...)
 	k.Status = checkOK
 	k.Detail = fmt.Sprintf("asked about %d streams and %d keys, without the region's process between", len(found.Streams), len(found.Keys))
 	if len(differences) > 0 {
 		k.Detail += fmt.Sprintf(": %d differences from the manifest", len(differences))
 	}
 	checks := append([]check{k}, faults("servers", differences)...)
+	for _, key := range residency.NotAsked(m, found.Keys) {
+		found.Skipped = append(found.Skipped, key+" was not asked: no setting of "+c.Config+" that was answered is for it")
+	}
 	for _, why := range found.Skipped {
 		checks = append(checks, check{Name: "servers", Status: checkSkipped, Detail: strings.ReplaceAll(why, "\n", "; ")})
 	}

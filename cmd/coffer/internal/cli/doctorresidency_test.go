@@ -18,6 +18,44 @@ import (
 	"github.com/cofferdb/coffer/journal/embedded"
 )
 
+// doctorOf runs the region of a configuration, and returns a doctor of it that
+// ends the test unless it ends with a code.
+func doctorOf(t *testing.T, file, token string) func(want int, args ...string) string {
+	t.Helper()
+	cfg, err := config.Load(file, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process, err := node.Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Close(t.Context()) })
+	ready, err := client.New(client.Config{URL: process.Regions[0].URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		if r, err := ready.Ready(t.Context()); err == nil && r.Ready {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("the region does not become ready: %+v, %v", r, err)
+		}
+	}
+	t.Setenv("COFFER_URL", process.Regions[0].URL)
+	t.Setenv("COFFER_CA", "")
+	t.Setenv("COFFER_APP", "")
+	return func(want int, args ...string) string {
+		t.Helper()
+		code, out, talk := run(t, []string{"COFFER_OPERATOR_TOKEN=" + token}, append([]string{"doctor"}, args...)...)
+		if code != want {
+			t.Fatalf("%v: exit code %d\n%s%s", args, code, out, talk)
+		}
+		return out
+	}
+}
+
 // TestDoctorAsksTheServers: with the configuration the doctor asks the NATS server
 // itself, and each thing that is not as the manifest says is an error.
 func TestDoctorAsksTheServers(t *testing.T) {
@@ -54,38 +92,7 @@ url = "NATS"
 		return path
 	}
 	file := write("coffer.toml", server.ClientURL())
-	cfg, err := config.Load(file, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	process, err := node.Open(t.Context(), cfg, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = process.Close(t.Context()) })
-	ready, err := client.New(client.Config{URL: process.Regions[0].URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ready.Close()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		if r, err := ready.Ready(t.Context()); err == nil && r.Ready {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("the region does not become ready: %+v, %v", r, err)
-		}
-	}
-	t.Setenv("COFFER_URL", process.Regions[0].URL)
-	t.Setenv("COFFER_CA", "")
-	t.Setenv("COFFER_APP", "")
-	doctor := func(want int, args ...string) string {
-		t.Helper()
-		code, out, talk := run(t, []string{"COFFER_OPERATOR_TOKEN=" + token}, append([]string{"doctor"}, args...)...)
-		if code != want {
-			t.Fatalf("%v: exit code %d\n%s%s", args, code, out, talk)
-		}
-		return out
-	}
+	doctor := doctorOf(t, file, token)
 	if out := doctor(ExitOK, "--config", file); !strings.Contains(out, "ok       residency") || !strings.Contains(out, "ok       servers") {
 		t.Errorf("all is well, and it says\n%s", out)
 	}

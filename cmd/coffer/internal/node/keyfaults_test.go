@@ -16,6 +16,7 @@ import (
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keyserverstest"
 )
 
 // keyRegion is a running region whose keys are with a real server.
@@ -218,25 +219,25 @@ func (r *keyRegion) after() {
 // TestVaultFaults makes each fault of a real Vault server, and takes it back.
 func TestVaultFaults(t *testing.T) {
 	for name, f := range map[string]struct {
-		begin, end func(*realVault)
+		begin, end func(*keyserverstest.Vault)
 		says       string
 		retryable  bool
 	}{
-		"stopped": {func(v *realVault) { v.process.stop() }, (*realVault).restart, "does not answer", true},
-		"sealed":  {(*realVault).seal, (*realVault).unseal, "does not answer", true},
-		"500":     {func(v *realVault) { v.front.answer(500) }, heal, "does not answer", true},
-		"502":     {func(v *realVault) { v.front.answer(502) }, heal, "does not answer", true},
-		"429":     {func(v *realVault) { v.front.answer(429) }, heal, "busy", true},
-		"hangs":   {func(v *realVault) { v.front.hang() }, heal, "does not answer", true},
+		"stopped": {func(v *keyserverstest.Vault) { v.Stop() }, (*keyserverstest.Vault).Restart, "does not answer", true},
+		"sealed":  {(*keyserverstest.Vault).Seal, (*keyserverstest.Vault).Unseal, "does not answer", true},
+		"500":     {func(v *keyserverstest.Vault) { v.Front.Answer(500) }, heal, "does not answer", true},
+		"502":     {func(v *keyserverstest.Vault) { v.Front.Answer(502) }, heal, "does not answer", true},
+		"429":     {func(v *keyserverstest.Vault) { v.Front.Answer(429) }, heal, "busy", true},
+		"hangs":   {func(v *keyserverstest.Vault) { v.Front.Hang() }, heal, "does not answer", true},
 		"token revoked": {
-			(*realVault).revoke, (*realVault).newToken, "credentials", false,
+			(*keyserverstest.Vault).Revoke, (*keyserverstest.Vault).NewToken, "credentials", false,
 		},
-		"policy withdrawn": {(*realVault).withdraw, (*realVault).grant, "denies access", false},
+		"policy withdrawn": {(*keyserverstest.Vault).Withdraw, (*keyserverstest.Vault).Grant, "denies access", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // each waits for half a minute at most
-			v := newVault(t)
-			r := newKeyRegion(t, v.setting(), config.Keys{})
+			v := keyserverstest.NewVault(t)
+			r := newKeyRegion(t, v.Setting(), config.Keys{})
 			f.begin(v)
 			r.during(f.says, f.retryable)
 			f.end(v)
@@ -245,30 +246,30 @@ func TestVaultFaults(t *testing.T) {
 	}
 }
 
-func heal(v *realVault) { v.front.set(nil) }
+func heal(v *keyserverstest.Vault) { v.Front.Set(nil) }
 
 // TestAWSFaults disables the key at an emulator of AWS KMS and schedules its
 // deletion, and takes both back.
 func TestAWSFaults(t *testing.T) {
-	a := newAWS(t)
-	r := newKeyRegion(t, a.setting(), config.Keys{})
-	a.call("DisableKey", map[string]any{})
+	a := keyserverstest.NewAWS(t, "eu-central-1")
+	r := newKeyRegion(t, a.Setting(), config.Keys{})
+	a.Call("DisableKey", map[string]any{})
 	r.during("disabled", false)
-	a.call("EnableKey", map[string]any{})
+	a.Call("EnableKey", map[string]any{})
 	r.after()
-	a.call("ScheduleKeyDeletion", map[string]any{"PendingWindowInDays": 7})
+	a.Call("ScheduleKeyDeletion", map[string]any{"PendingWindowInDays": 7})
 	r.during("deleted", false)
-	a.call("CancelKeyDeletion", map[string]any{})
-	a.call("EnableKey", map[string]any{})
+	a.Call("CancelKeyDeletion", map[string]any{})
+	a.Call("EnableKey", map[string]any{})
 	r.after()
 }
 
 // TestHardLimit: an outage longer than what is bridged closes the region, and it
 // opens again by itself.
 func TestHardLimit(t *testing.T) {
-	v := newVault(t)
-	r := newKeyRegion(t, v.setting(), config.Keys{Revalidate: config.Duration(200 * time.Millisecond), Outage: config.Duration(2 * time.Second)})
-	v.process.stop()
+	v := keyserverstest.NewVault(t)
+	r := newKeyRegion(t, v.Setting(), config.Keys{Revalidate: config.Duration(200 * time.Millisecond), Outage: config.Duration(2 * time.Second)})
+	v.Stop()
 	r.await("the hard limit", func() bool {
 		status, answer := r.append(r.warm, fmt.Sprint("limit", len(r.warm.ids)))
 		if code, _ := problemOf(t, answer); status != http.StatusCreated && code != "kms-unavailable" {
@@ -281,7 +282,7 @@ func TestHardLimit(t *testing.T) {
 			t.Errorf("replay past the hard limit: %d %s", status, answer)
 		}
 	}
-	v.restart()
+	v.Restart()
 	r.await("keys", func() bool { status, _ := r.append(r.warm, "back"); return status == http.StatusCreated })
 	r.replays(r.warm)
 }
@@ -289,12 +290,12 @@ func TestHardLimit(t *testing.T) {
 // TestStartWithoutKMS: a region starts while its key server is away, says so, and
 // recovers by itself.
 func TestStartWithoutKMS(t *testing.T) {
-	v := newVault(t)
-	r := newKeyRegion(t, v.setting(), config.Keys{})
+	v := keyserverstest.NewVault(t)
+	r := newKeyRegion(t, v.Setting(), config.Keys{})
 	for _, fault := range []struct{ begin, end func() }{
-		{v.process.stop, v.restart},
-		{v.seal, v.unseal},
-		{func() { v.front.answer(503) }, func() { v.front.set(nil) }},
+		{v.Stop, v.Restart},
+		{v.Seal, v.Unseal},
+		{func() { v.Front.Answer(503) }, func() { v.Front.Set(nil) }},
 	} {
 		if err := r.process.Close(t.Context()); err != nil {
 			t.Fatal(err)
@@ -325,19 +326,19 @@ func TestStartWithoutKMS(t *testing.T) {
 // is away, and when it returns, are few calls to it.
 func TestHerd(t *testing.T) {
 	const apps, callers = 4, 100
-	v := newVault(t)
-	r := newKeyRegion(t, v.setting(), config.Keys{})
+	v := keyserverstest.NewVault(t)
+	r := newKeyRegion(t, v.Setting(), config.Keys{})
 	var cold []*keyApp
 	for range apps {
 		a := r.newApp()
 		r.mustAppend(a)
 		cold = append(cold, a)
 	}
-	v.front.answer(503)
+	v.Front.Answer(503)
 	for _, a := range cold {
 		r.chill(a)
 	}
-	before := v.front.count("/decrypt/coffer-eu")
+	before := v.Front.Count("/decrypt/coffer-eu")
 	begun := time.Now()
 	var refused atomic.Int64
 	var wg sync.WaitGroup
@@ -372,11 +373,11 @@ func TestHerd(t *testing.T) {
 	}
 	r.await("many refusals", func() bool { return refused.Load() > 10*callers })
 	healed.Store(true)
-	during := v.front.count("/decrypt/coffer-eu") - before
+	during := v.Front.Count("/decrypt/coffer-eu") - before
 	seconds := int(time.Since(begun)/time.Second) + 1
-	v.front.set(nil)
+	v.Front.Set(nil)
 	wg.Wait()
-	after := v.front.count("/decrypt/coffer-eu") - before - during
+	after := v.Front.Count("/decrypt/coffer-eu") - before - during
 	t.Logf("%d refusals in %d s; %d calls while it was away, %d when it returned, for %d apps", refused.Load(), seconds, during, after, apps)
 	if during > apps*(seconds+1) { // an app is asked for again after a second
 		t.Errorf("%d calls in %d s while it was away", during, seconds)
@@ -390,8 +391,8 @@ func TestHerd(t *testing.T) {
 // event that it cannot open, with a cursor from which nothing is missing.
 func TestReplayStops(t *testing.T) {
 	const events = 400
-	v := newVault(t)
-	r := newKeyRegion(t, v.setting(), config.Keys{})
+	v := keyserverstest.NewVault(t)
+	r := newKeyRegion(t, v.Setting(), config.Keys{})
 	a := r.newApp()
 	long := strings.TrimSuffix(strings.Repeat(`{"type":"txt","msg":"`+strings.Repeat("x", 5000)+`"},`, 10), ",")
 	for i := range events {
@@ -460,14 +461,14 @@ func TestReplayStops(t *testing.T) {
 	}
 	in := stream("")
 	read(in, 3)
-	v.process.stop()
+	v.Stop()
 	r.chill(a)
 	trailer := read(in, 0)
 	if trailer.Problem == nil || trailer.Problem.Code != "kms-unavailable" || trailer.Count != next || trailer.Omitted != 0 || next == events {
 		t.Fatalf("after %d events: %+v", next, trailer)
 	}
 	t.Logf("the replay stopped after %d of %d events", next, events)
-	v.restart()
+	v.Restart()
 	r.await("keys", func() bool {
 		status, _ := call(t, r.process, "GET", a.events()+"?limit=1", a.token, "")
 		return status == http.StatusOK
@@ -481,8 +482,8 @@ func TestReplayStops(t *testing.T) {
 // to, read, dropped from memory and made: nothing fails.
 func TestRotationUnderLoad(t *testing.T) {
 	const writers, rotations = 8, 25
-	v := newVault(t)
-	r := newKeyRegion(t, v.setting(), config.Keys{Revalidate: config.Duration(200 * time.Millisecond)})
+	v := keyserverstest.NewVault(t)
+	r := newKeyRegion(t, v.Setting(), config.Keys{Revalidate: config.Duration(200 * time.Millisecond)})
 	keyring := r.process.regions[0].journal.Keyring()
 	var apps []*keyApp
 	for range writers {
@@ -516,7 +517,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range rotations {
-		v.rotate()
+		v.Rotate()
 		r.chill(apps[i%writers])
 		if i%5 == 0 {
 			a := r.newApp()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keyserverstest"
 	"github.com/cofferdb/coffer/journal"
 )
 
@@ -46,11 +47,11 @@ func (r *keyRegion) keyJob(kind, to string) {
 // and back, while it is written to and read, and restarts it at each station with
 // its configuration as it was.
 func TestMoving(t *testing.T) {
-	vault, aws := newVault(t), newAWS(t)
+	vault, aws := keyserverstest.NewVault(t), keyserverstest.NewAWS(t, "eu-central-1")
 	home := "local:" + filepath.Join(t.TempDir(), "kek")
 	r := newKeyRegion(t, home, config.Keys{})
 	for _, station := range []struct{ provider, setting string }{
-		{"vault", vault.setting()}, {"awskms", aws.setting()}, {"local", home},
+		{"vault", vault.Setting()}, {"awskms", aws.Setting()}, {"local", home},
 	} {
 		stop := make(chan struct{})
 		var writing sync.WaitGroup
@@ -72,7 +73,7 @@ func TestMoving(t *testing.T) {
 		})
 		r.keyJob("migrate", station.setting)
 		if station.provider == "vault" {
-			vault.rotate()
+			vault.Rotate()
 			r.keyJob("rewrap", "")
 		}
 		r.keyJob("replace", "")

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/keyserverstest"
 )
 
 const decryptPath = "/v1/transit/decrypt/coffer-eu"
@@ -15,16 +16,16 @@ const decryptPath = "/v1/transit/decrypt/coffer-eu"
 // key's description says nothing, and gives it back. Many who ask for readiness
 // at once cost no call each.
 func TestDecryptWithdrawn(t *testing.T) {
-	v := newVault(t)
+	v := keyserverstest.NewVault(t)
 	// The hard limit is far away: what shows is not that keys have left memory.
-	r := newKeyRegion(t, v.setting(), config.Keys{Revalidate: config.Duration(15 * time.Minute)})
+	r := newKeyRegion(t, v.Setting(), config.Keys{Revalidate: config.Duration(15 * time.Minute)})
 	r.process.regions[0].mu.Lock()
 	r.process.regions[0].config.Keys.Revalidate = config.Duration(3 * time.Second) // of the probe alone
 	r.process.regions[0].probe.next = time.Time{}
 	r.process.regions[0].mu.Unlock()
 	r.await("readiness", func() bool { ok, _ := r.ready(); return ok })
 
-	before := v.front.count(decryptPath)
+	before := v.Front.Count(decryptPath)
 	begin := time.Now()
 	var wg sync.WaitGroup
 	for range 200 {
@@ -32,17 +33,17 @@ func TestDecryptWithdrawn(t *testing.T) {
 	}
 	wg.Wait()
 	probes := int(time.Since(begin)/(100*time.Millisecond)) + 2
-	if n := v.front.count(decryptPath) - before; n > probes {
+	if n := v.Front.Count(decryptPath) - before; n > probes {
 		t.Errorf("%d unwraps for 200 questions", n)
 	}
 
 	var kept []string
-	for line := range strings.Lines(vaultPolicy) {
+	for line := range strings.Lines(keyserverstest.VaultPolicy) {
 		if !strings.Contains(line, "/decrypt/") {
 			kept = append(kept, line)
 		}
 	}
-	v.call("PUT", "sys/policies/acl/coffer", map[string]any{"policy": strings.Join(kept, "")})
+	v.Call("PUT", "sys/policies/acl/coffer", map[string]any{"policy": strings.Join(kept, "")})
 	var told string
 	r.await("readiness that says why", func() bool {
 		ok, answer := r.ready()
@@ -53,7 +54,7 @@ func TestDecryptWithdrawn(t *testing.T) {
 		t.Errorf("readyz: %s", told)
 	}
 	r.mustAppend(r.warm) // from memory
-	v.grant()
+	v.Grant()
 	r.await("readiness", func() bool { ok, _ := r.ready(); return ok })
 	_, log := call(t, r.process, "GET", "/v1/admin/audit", r.operator, "")
 	if !strings.Contains(log, `"access_denied"`) {

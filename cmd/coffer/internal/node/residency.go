@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/url"
 	"path/filepath"
@@ -82,6 +83,9 @@ func (r *region) survey(ctx context.Context) (residency.Manifest, error) {
 type Found struct {
 	Streams []journal.Holding
 	Keys    []residency.Key
+	// Refused are keys that the configuration names and that cannot be the
+	// region's: of another place or kind than it says, or not there.
+	Refused []residency.Difference
 	// Skipped says what could not be asked, and why.
 	Skipped []string
 }
@@ -109,6 +113,12 @@ func Survey(ctx context.Context, cfg config.Config, region config.Region, log *s
 	}
 	for _, setting := range append([]string{region.KMS}, region.KMSOthers...) {
 		key, err := askKey(ctx, region, setting, log)
+		if errors.Is(err, kms.ErrMismatch) || errors.Is(err, kms.ErrNotFound) {
+			found.Refused = append(found.Refused, residency.Difference{
+				Part: "key " + withoutSecrets(setting), Detail: err.Error(), Advice: "is it the key of this region, and its own service that answers?",
+			})
+			continue
+		}
 		if err != nil {
 			found.Skipped = append(found.Skipped, "the key of "+withoutSecrets(setting)+" did not answer: "+err.Error())
 			continue

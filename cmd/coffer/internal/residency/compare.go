@@ -138,4 +138,14 @@ func CompareKeys(m Manifest, asked []Key) []Difference {
 	return out
 }
 
+// NotAsked names the keys of a manifest that are not among those asked.
+func NotAsked(m Manifest, asked []Key) (names []string) {
+	for _, k := range m.Keys {
+		if !slices.ContainsFunc(asked, func(a Key) bool { return a.Provider == k.Provider && a.Key == k.Key }) {
+			names = append(names, keyName(k))
+		}
+	}
+	return names
+}
+
 func keyName(k Key) string { return "key " + k.Provider + ":" + k.Key }
