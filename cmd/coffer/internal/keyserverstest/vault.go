@@ -34,7 +34,7 @@ type Vault struct {
 	unsealKey string
 	tokenFile string
 	accessor  string
-	more      string // policy of further keys
+	more      string // policy beside the smallest one
 }
 
 // NewVault starts a Vault until the test ends.
@@ -44,6 +44,7 @@ func NewVault(t *testing.T) *Vault {
 		t: t, binary: binary(t, "vaultserver", "COFFER_TEST_VAULTSERVER"), storage: t.TempDir(),
 		tokenFile: filepath.Join(t.TempDir(), "token"), Front: NewFront(t),
 	}
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
 	v.start()
 	initialised := v.Call("PUT", "sys/init", map[string]any{"secret_shares": 1, "secret_threshold": 1})
 	v.root = initialised["root_token"].(string)
@@ -127,11 +128,16 @@ func (v *Vault) Withdraw() {
 	v.Call("PUT", "sys/policies/acl/coffer", map[string]any{"policy": "# nothing"})
 }
 
+// Permit adds to what the token may do.
+func (v *Vault) Permit(policy string) {
+	v.more += policy
+	v.Grant()
+}
+
 // NewKey makes another key that the token may use.
 func (v *Vault) NewKey(name string) {
 	v.Call("POST", "transit/keys/"+name, map[string]any{"type": "aes256-gcm96", "derived": true})
-	v.more += strings.ReplaceAll(VaultPolicy, "coffer-eu", name)
-	v.Grant()
+	v.Permit(strings.ReplaceAll(VaultPolicy, "coffer-eu", name))
 }
 
 // Rotate makes a new version of the key.
