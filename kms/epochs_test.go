@@ -241,3 +241,43 @@ func destroyedDuringDerivation(t *testing.T) {
 		t.Error("the page was not loaded")
 	}
 }
+
+// Destroying the keys of epochs costs one row of the app, however many users have keys
+// below them, and a write only when one goes.
+func TestDestroyingCostsOneRow(t *testing.T) {
+	type cost struct{ loads, writes int }
+	costs := func(users int) (all [2]cost) {
+		w := newWorld(t)
+		before, err := kms.NewKeyring(kms.Config{Region: "eu", Provider: w.provider, Rows: w.rows})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.create(t, before)
+		for n := range users {
+			if _, err := before.Sealer(t.Context(), app, day(0), subject(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := before.Close(); err != nil { // what it does beside would be counted
+			t.Fatal(err)
+		}
+		k := w.process(t)
+		for i, step := range []struct {
+			now  time.Time
+			gone int
+		}{{day(0).Expires.Add(-time.Second), 0}, {day(0).Expires, 1}} {
+			loads, writes := w.rows.Loads(), w.rows.Writes()
+			if n, err := k.DestroyEpochs(t.Context(), app, step.now); n != step.gone || err != nil {
+				t.Fatalf("%d were destroyed, %v", n, err)
+			}
+			all[i] = cost{w.rows.Loads() - loads, w.rows.Writes() - writes}
+		}
+		return all
+	}
+	want := [2]cost{{loads: 1}, {loads: 1, writes: 1}}
+	for _, users := range []int{100, 10_000} {
+		if got := costs(users); got != want {
+			t.Errorf("with %d users: %+v, want %+v", users, got, want)
+		}
+	}
+}

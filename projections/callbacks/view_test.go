@@ -11,6 +11,7 @@ import (
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/projections"
 	"github.com/cofferdb/coffer/projections/callbacks"
+	"github.com/cofferdb/coffer/projections/pebble"
 	"github.com/cofferdb/coffer/projections/storetest"
 )
 
@@ -295,4 +296,53 @@ func TestExpireInParts(t *testing.T) {
 	if rest := f.dump(); len(rest) != 1 { // how far the endpoint has come
 		t.Errorf("%d keys are left: %v", len(rest), rest)
 	}
+}
+
+// TestExpireCostsWhatExpires removes 1,000 deliveries beside 10,000 that stay and beside
+// 100,000, for the same keys read and bytes written.
+func TestExpireCostsWhatExpires(t *testing.T) {
+	t.Parallel()
+	var read, written [2]int
+	most := uint64(100_000)
+	if testing.Short() {
+		most = 20_000
+	}
+	for i, live := range []uint64{10_000, most} {
+		disk, err := pebble.Open(pebble.Options{Dir: t.TempDir() + "/views"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer disk.Close() //nolint:errcheck // of the test
+		store := &storetest.Tally{Store: disk}
+		view, err := callbacks.New(callbacks.Config{Store: store})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const ended = 1000
+		arrived := time.UnixMilli(1_000_000)
+		var batch []journal.Sealed
+		for n := uint64(1); n <= ended+live; {
+			a := journal.Attempts{Kind: journal.AttemptsOutcomes, Endpoint: endpoint}
+			for ; n <= ended+live && len(a.Entries) < journal.MaxAttempts; n++ {
+				o := outcome(n, []journal.DeliveryState{journal.DeliveryDone, journal.DeliveryParked, journal.DeliveryWaiting}[n%3], 7)
+				if n > ended {
+					o.Arrived += (24 * time.Hour).Milliseconds()
+				}
+				a.Entries = append(a.Entries, o)
+			}
+			batch = append(batch, journal.Sealed{App: app, Sequence: n, Record: a.Append(nil)})
+		}
+		if err := store.Update(func(txn projections.Txn) error { return view.Apply(t.Context(), txn, stream, batch) }); err != nil {
+			t.Fatal(err)
+		}
+		store.Read, store.Written = 0, 0
+		if n, err := view.Expire(t.Context(), arrived.Add(75*time.Hour)); n != ended || err != nil {
+			t.Fatalf("%d expired, %v", n, err)
+		}
+		read[i], written[i] = store.Read, store.Written
+	}
+	if read[0] != read[1] || written[0] != written[1] {
+		t.Errorf("removing 1,000 deliveries: %d keys read beside 10,000, %d beside %d; %d and %d bytes written", read[0], read[1], most, written[0], written[1])
+	}
+	t.Logf("1,000 deliveries: %d keys read, %d bytes written", read[1], written[1])
 }

@@ -44,6 +44,7 @@ type rig struct {
 	dir       string
 	retention journal.Retention
 	provider  kms.Provider // nil: a local file
+	now       func() time.Time
 
 	server    *embedded.Server
 	conn      *nats.Conn
@@ -136,7 +137,7 @@ func (r *rig) open() {
 	r.events = must[*history.View](t)(history.New(history.Config{Store: r.store}))
 	r.journal = must[*journal.Journal](t)(journal.Open(ctx, journal.Config{
 		Region: journal.DefaultRegions()[2], Conn: r.conn, KMS: provider, Sync: syncer, Index: r.events, Log: log,
-		Retention: r.retention, Health: health,
+		Retention: r.retention, Health: health, Now: r.now,
 	}))
 	r.view = must[*callbacks.View](t)(callbacks.New(callbacks.Config{Store: r.store, Retention: r.journal.Callbacks().Retention()}))
 	r.runner = must[*projections.Runner](t)(projections.NewRunner(projections.RunnerConfig{
@@ -185,7 +186,7 @@ func (r *rig) start() {
 	r.engine = deliver.New(deliver.Config{
 		Leases:  r.startLeases(),
 		Journal: r.journal, Events: r.events, View: r.view, Endpoints: r.endpoints, Rows: r.rows, Changed: r.runner.Changed,
-		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{},
+		Transport: transport, Signer: deliver.Standard{}, Encoder: deliver.Events{}, Now: r.now,
 		Disabled: func(_ context.Context, e endpoints.Endpoint) error {
 			r.mu.Lock()
 			defer r.mu.Unlock()

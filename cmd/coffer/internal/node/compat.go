@@ -18,6 +18,14 @@ type compat struct {
 	url      string
 }
 
+// address is where the listener's callers reach it; empty without one.
+func (c *compat) address() string {
+	if c == nil {
+		return ""
+	}
+	return c.url
+}
+
 // listenCompat opens the address of the compatibility listener, if the region has
 // one.
 func (r *region) listenCompat(ctx context.Context, connections int) error {

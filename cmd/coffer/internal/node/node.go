@@ -134,7 +134,7 @@ func (p *Process) introduce() {
 		elsewhere[r.Journal().Number] = server.Place{Region: r.ID, URL: r.URL}
 	}
 	for _, r := range p.regions {
-		elsewhere[r.config.Journal().Number] = server.Place{Region: r.config.ID, URL: r.url}
+		elsewhere[r.config.Journal().Number] = server.Place{Region: r.config.ID, URL: r.url, Compat: r.compat.address()}
 	}
 	// Regions that exist and are served by nobody known here are still named.
 	for _, r := range journal.DefaultRegions() {

@@ -104,6 +104,9 @@ func (s *Server) listDeletions(c *call) error {
 }
 
 func (s *Server) showDeletion(c *call) error {
+	if err := s.notElsewhere(c.vars["deletion"]); err != nil { // that of an app has its id
+		return err
+	}
 	job, err := s.deletions.Job(c.r.Context(), c.vars["deletion"])
 	if err != nil {
 		return err

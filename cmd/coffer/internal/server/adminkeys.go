@@ -30,6 +30,9 @@ func (s *Server) keysInventory(c *call) error {
 	}
 	var err error
 	if c.query.Has("app") {
+		if err := s.notElsewhere(c.query.Get("app")); err != nil {
+			return err
+		}
 		var app keys.AppInventory
 		if app, err = s.keys.InventoryOf(c.r.Context(), c.query.Get("app")); err == nil {
 			err = line(app)

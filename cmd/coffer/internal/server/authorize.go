@@ -140,6 +140,15 @@ func (s *Server) appOfPath(text string) (journal.AppID, error) {
 	return app, s.misdirected(app)
 }
 
+// notElsewhere refuses a name that is the id of another region's app.
+func (s *Server) notElsewhere(name string) error {
+	app, err := journal.ParseAppID(name)
+	if err != nil || app.Region() == s.region.Number {
+		return nil //nolint:nilerr // what else it is, its route says
+	}
+	return s.misdirected(app)
+}
+
 // misdirected says where an app of another region lives, if that is known.
 func (s *Server) misdirected(app journal.AppID) error {
 	place, ok := s.elsewhere[app.Region()]

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/hmac"
 	"encoding/hex"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -142,7 +143,21 @@ func (p *Compat) app(c *call) (journal.AppID, error) {
 	if err != nil {
 		return id, p.s.kinds.notFound.problem("there is no such app")
 	}
-	return p.s.appOfPath(id.String())
+	if id.Region() == p.s.region.Number {
+		return id, nil
+	}
+	return id, p.misdirected(id)
+}
+
+// misdirected says where an app of another region is asked for in this form: the
+// error's form has a place for it in its text only.
+func (p *Compat) misdirected(id journal.AppID) error {
+	err := p.s.misdirected(id)
+	wrong, ok := errors.AsType[*problem](err)
+	if place := p.s.elsewhere[id.Region()]; ok && place.Compat != "" {
+		wrong.Detail += ", whose listener is " + place.Compat
+	}
+	return err
 }
 
 // link makes the address of a file that needs no credential, for half an hour:

@@ -374,7 +374,7 @@ func (s *Server) descriptions() map[string]description {
 			answers: []documented{ok[wouldDelete](200, "a dry run: how much there is"), ok[deletion.Job](202, "it is durable; `Location` says how it goes")},
 		},
 		"GET /v1/admin/deletions":            {id: "deletions", summary: "The deletions of apps and accounts, the latest first", answers: []documented{ok[list[deletion.Job]](200, "all of them")}},
-		"GET /v1/admin/deletions/{deletion}": {id: "deletion", summary: "One deletion", answers: []documented{ok[deletion.Job](200, "the deletion")}},
+		"GET /v1/admin/deletions/{deletion}": {id: "deletion", summary: "One deletion", answers: []documented{ok[deletion.Job](200, "the deletion")}, problems: []kind{k.wrongRegion}},
 		"GET /v1/admin/accounts/{account}":   {id: "account", summary: "One account", answers: []documented{ok[accounts.Account](200, "the account")}},
 		"PATCH /v1/admin/accounts/{account}": {
 			id: "changeAccount", summary: "Change an account's registration data, disable or enable it", body: reflect.TypeFor[accounts.Change](),
@@ -397,7 +397,7 @@ func (s *Server) descriptions() map[string]description {
 		"GET /v1/admin/keys/inventory": {
 			id: "keysInventory", summary: "What wraps every app's keys",
 			query:   map[string]parameter{"app": {about: "only this app, with the epochs of its keys", schema: text("^[0-9A-Za-z_-]{1,64}$")}},
-			answers: []documented{{status: http.StatusOK, about: "an app on each line, then {\"end\": {\"count\"}}", streams: map[string]string{typeNDJSON: "JSON lines"}}},
+			answers: []documented{{status: http.StatusOK, about: "an app on each line, then {\"end\": {\"count\"}}", streams: map[string]string{typeNDJSON: "JSON lines"}}}, problems: []kind{k.wrongRegion},
 		},
 		"GET /v1/admin/keys/doctor": {id: "keysDoctor", summary: "What is wrong with the keys", answers: []documented{ok[list[keys.Finding]](200, "the findings")}},
 		"POST /v1/admin/keys/rotate": {

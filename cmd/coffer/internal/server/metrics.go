@@ -124,12 +124,21 @@ func operationOf(c *call) monitor.Operation {
 	case strings.Contains(rest, "/inbox"):
 		return monitor.Inbox
 	}
-	first, _, _ := strings.Cut(rest, "/")
-	if op, ok := map[string]monitor.Operation{
-		"events": monitor.Event, "conversations": monitor.Conversations, "attachments": monitor.Attachment, "endpoints": monitor.Endpoints,
-		"callbacks": monitor.Endpoints, "replays": monitor.Endpoints, "exports": monitor.Export, "erasures": monitor.Erasure, "metrics": monitor.Reading,
-	}[first]; ok {
-		return op
+	switch first, _, _ := strings.Cut(rest, "/"); first {
+	case "events":
+		return monitor.Event
+	case "conversations":
+		return monitor.Conversations
+	case "attachments":
+		return monitor.Attachment
+	case "endpoints", "callbacks", "replays":
+		return monitor.Endpoints
+	case "exports":
+		return monitor.Export
+	case "erasures":
+		return monitor.Erasure
+	case "metrics":
+		return monitor.Reading
 	}
 	return monitor.Other
 }

@@ -86,6 +86,7 @@ func setDefault[T int | int64 | time.Duration](v *T, d T) {
 type Place struct {
 	Region string
 	URL    string // may be empty
+	Compat string // URL of its compatibility listener, if one is known
 }
 
 // Unready is a reason why the region is not ready.
