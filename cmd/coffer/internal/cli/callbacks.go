@@ -208,15 +208,16 @@ func (c *callReplayCmd) Run(r *runner) error {
 		r.say("%d deliveries are sent again", replay.Requeued)
 		return nil
 	}
+	id := replay.ID
 	for replay.State == "running" && !c.NoWait {
 		select {
 		case <-r.interrupt.Done():
-			return c.cancel(r, cl, replay.ID)
+			return c.cancel(r, cl, id)
 		case <-time.After(500 * time.Millisecond):
 		}
-		if replay, err = cl.CallbackReplay(r.interrupt, replay.ID); err != nil {
+		if replay, err = cl.CallbackReplay(r.interrupt, id); err != nil {
 			if r.interrupt.Err() != nil {
-				return c.cancel(r, cl, replay.ID)
+				return c.cancel(r, cl, id)
 			}
 			return err
 		}

@@ -121,8 +121,7 @@ func (e *Engine) requeue(ctx context.Context, ep *endpoints.Endpoint, states []j
 	if err := e.View.Wait(ctx, stream, last); err != nil {
 		return len(entries), err
 	}
-	e.Poke(endpoints.Ref{App: ep.App, ID: ep.ID})
-	return len(entries), nil
+	return len(entries), e.nudge(ctx, endpoints.Ref{App: ep.App, ID: ep.ID})
 }
 
 // An Outcome is a delivery as callers see it.

@@ -83,6 +83,7 @@ type Engine struct {
 
 // running is an endpoint that is looked after.
 type running struct {
+	ref    endpoints.Ref
 	poke   chan struct{} // of capacity 1: read the endpoint again
 	forced atomic.Bool   // start anew although the settings are the same
 	// paused says why nothing is sent although there is something, "" if it is.
@@ -170,7 +171,7 @@ func (e *Engine) start(ctx context.Context, work *sync.WaitGroup, ref endpoints.
 		}
 		return
 	}
-	r := &running{poke: make(chan struct{}, 1)}
+	r := &running{ref: ref, poke: make(chan struct{}, 1)}
 	e.running[ref] = r
 	work.Go(func() { e.look(ctx, ref, r) })
 }
@@ -278,7 +279,7 @@ func (e *Engine) pause(r *running, err error) {
 	r.paused = text
 	e.mu.Unlock()
 	if changed && err != nil {
-		e.log.Warn("deliveries are paused", "error", err)
+		e.log.Warn("deliveries are paused", "app", r.ref.App.String(), "endpoint", endpoints.FormatID(r.ref.ID), "error", err)
 	}
 }
 
@@ -304,6 +305,27 @@ func (e *Engine) Poke(ref endpoints.Ref) {
 		default:
 		}
 	}
+}
+
+// mine reports whether an endpoint is this process's.
+func (e *Engine) mine(id journal.EndpointID) bool {
+	if e.Leases == nil {
+		return true
+	}
+	_, ok, _ := e.Leases.Holds(id)
+	return ok
+}
+
+// nudge has the process that an endpoint belongs to start its worker anew from what
+// the view has, and look for its replays. Another one is told by the endpoint's row,
+// which is stored again as it is.
+func (e *Engine) nudge(ctx context.Context, ref endpoints.Ref) error {
+	if e.mine(ref.ID) {
+		e.Poke(ref)
+		return nil
+	}
+	_, err := e.Endpoints.Change(ctx, ref.App, ref.ID, func(*endpoints.Endpoint) error { return nil })
+	return err
 }
 
 // messageID is the webhook-id of events for an endpoint.

@@ -8,9 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/journal"
+	"github.com/cofferdb/coffer/projections/history"
 )
 
 // TestAppendBesideHangingEndpoints: appending waits for no endpoint. While each of
@@ -141,4 +144,59 @@ func TestReplayAndPollBesideLive(t *testing.T) {
 			t.Errorf("number %d did not come", n)
 		}
 	}
+}
+
+// TestFiltersOfWhatWasRecalled: what is left of a message has no sender any more; it
+// is polled and sent again for its own user, and for no other.
+func TestFiltersOfWhatWasRecalled(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	message := func(kind journal.Type, id, target, sender string) {
+		t.Helper()
+		e := journal.Event{ID: id, Type: kind, Conversation: "group-1", ConversationType: journal.Group, Sender: sender, Target: target}
+		if kind == journal.MessageSent {
+			e.Data = jsontext.Value(`{"bodies":[{"type":"txt","msg":"hello"}]}`)
+		}
+		if res := must[[]journal.Result](t)(r.journal.Append(t.Context(), r.app.ID, e)); res[0].Err != nil {
+			t.Fatal(res[0].Err)
+		}
+	}
+	message(journal.MessageSent, "m1", "", "alice")
+	message(journal.MessageSent, "m2", "", "bob")
+	message(journal.MessageRecalled, "", "m1", "alice")
+	rc := r.receive(nil)
+	filtered := func(users ...string) endpoints.Endpoint {
+		return r.endpoint(rc.URL, func(e *endpoints.Endpoint) { e.Users, e.Types = users, []journal.Type{journal.MessageSent} })
+	}
+	alice, bob, both := filtered("alice"), filtered("bob"), filtered()
+	poll := func(e endpoints.Endpoint) (text string) {
+		t.Helper()
+		found, _, err := r.engine.Poll(t.Context(), &e, 0, 10, time.Time{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range found {
+			text += p.Position.String() + " "
+		}
+		return text
+	}
+	r.eventually("the recall in the view", func() bool {
+		recalled := false
+		_, err := r.events.Replay(t.Context(), r.app.ID, history.Query{}, func(i history.Item) error {
+			recalled = recalled || i.Recalled
+			return nil
+		})
+		return err == nil && recalled
+	})
+	if a, b, all := poll(alice), poll(bob), poll(both); a != "1 " || b != "2 " || all != "1 2 " {
+		t.Errorf("polled for alice %q, for bob %q, for both %q", a, b, all)
+	}
+	rp := must[deliver.Replay](t)(r.engine.StartReplay(t.Context(), &bob, deliver.ReplaySpec{Rate: 1000}))
+	r.eventually("the end of the replay", func() bool {
+		now, err := r.engine.Replay(t.Context(), bob.App, rp.IDText())
+		if err == nil && now.State == deliver.ReplayDone && now.Sent != 1 {
+			t.Fatalf("%d events were sent again for bob", now.Sent)
+		}
+		return err == nil && now.State == deliver.ReplayDone
+	})
 }

@@ -226,13 +226,8 @@ func (w *worker) fill(ctx context.Context) (more bool, err error) {
 		return false, err
 	}
 	n := 0
-	q := history.Query{After: w.scanned, Types: w.ep.Types, Limit: fetch, Oldest: w.Journal.Oldest(app, w.now())}
-	if len(w.ep.ConversationTags) == 1 {
-		q.Conversation = &w.ep.ConversationTags[0]
-	}
-	if len(w.ep.UserTags) == 1 {
-		q.User = &w.ep.UserTags[0]
-	}
+	q := history.Query{After: w.scanned, Limit: fetch, Oldest: w.Journal.Oldest(app, w.now())}
+	selects(w.ep, &q)
 	next, err := w.Events.Replay(ctx, w.ep.App, q, func(i history.Item) error {
 		n++
 		return w.take(i)

@@ -61,7 +61,20 @@ func (w *worker) restore(v callbacks.Delivery) error {
 	return nil
 }
 
-// matches reports whether an event is for an endpoint.
+// selects narrows a query to what may be for an endpoint. What it yields has still to
+// match.
+func selects(ep *endpoints.Endpoint, q *history.Query) {
+	q.Types = ep.Types
+	if len(ep.ConversationTags) == 1 {
+		q.Conversation = &ep.ConversationTags[0]
+	}
+	if len(ep.UserTags) == 1 {
+		q.User = &ep.UserTags[0]
+	}
+}
+
+// matches reports whether an event that a query of selects has yielded is for an
+// endpoint.
 func matches(ep *endpoints.Endpoint, i *history.Item) bool {
 	if len(ep.Types) > 0 && !slices.Contains(ep.Types, i.Type) {
 		return false

@@ -23,10 +23,8 @@ type Polled struct {
 // the same ids and without numbers; polling changes nothing.
 func (e *Engine) Poll(ctx context.Context, ep *endpoints.Endpoint, after journal.Position, limit int, oldest time.Time) ([]Polled, journal.Position, error) {
 	var items []*history.Item
-	q := history.Query{After: after, Types: ep.Types, Limit: limit, Oldest: oldest}
-	if len(ep.ConversationTags) == 1 {
-		q.Conversation = &ep.ConversationTags[0]
-	}
+	q := history.Query{After: after, Limit: limit, Oldest: oldest}
+	selects(ep, &q)
 	next, err := e.Events.Replay(ctx, ep.App, q, func(i history.Item) error {
 		if matches(ep, &i) {
 			items = append(items, keep(i))

@@ -138,10 +138,8 @@ func (e *Engine) StartReplay(ctx context.Context, ep *endpoints.Endpoint, spec R
 	if r.revision, err = e.Rows.Create(ctx, replayName(r.App, r.ID), value); err != nil {
 		return r, fmt.Errorf("storing a replay: %w", err)
 	}
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
+	e.wakeReplays()
+	_ = e.nudge(ctx, endpoints.Ref{App: ep.App, ID: ep.ID}) // or it is found with the next look
 	return r, nil
 }
 
@@ -276,10 +274,8 @@ func (e *Engine) runReplays(ctx context.Context, work *sync.WaitGroup) {
 			}
 			continue
 		}
-		if e.Leases != nil {
-			if _, mine, _ := e.Leases.Holds(r.Endpoint); !mine {
-				continue
-			}
+		if !e.mine(r.Endpoint) {
+			continue
 		}
 		e.replays.mu.Lock()
 		if e.replays.cancel[r.ID] == nil {
@@ -299,10 +295,19 @@ func (e *Engine) runReplays(ctx context.Context, work *sync.WaitGroup) {
 	}
 }
 
-// runReplay sends what is left of a replay.
+// wakeReplays has Run look for replays.
+func (e *Engine) wakeReplays() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// runReplay sends what is left of a replay, unless the endpoint becomes another
+// process's.
 func (e *Engine) runReplay(ctx context.Context, r *Replay) {
-	s := &replaying{Engine: e, r: r, pace: newPace(r.Spec.Rate), noted: e.now()}
-	for ctx.Err() == nil {
+	s := &replaying{Engine: e, r: r, noted: e.now()}
+	for ctx.Err() == nil && e.mine(r.Endpoint) {
 		ep, err := e.Endpoints.Endpoint(ctx, r.App, r.Endpoint)
 		if errors.Is(err, endpoints.ErrNotFound) || err == nil && ep.State != endpoints.Enabled {
 			s.end(ctx, ReplayCancelled, journal.DeliveryParked)
@@ -314,6 +319,8 @@ func (e *Engine) runReplay(ctx context.Context, r *Replay) {
 		}
 		switch {
 		case ctx.Err() != nil:
+		case errors.Is(err, errCancelled):
+			return
 		case err != nil:
 			e.sleep(ctx, nil, again)
 		case done:
@@ -332,6 +339,7 @@ type replaying struct {
 	*Engine
 
 	r     *Replay
+	rate  int // that pace is of
 	pace  pace
 	since int // events since the last note
 	noted time.Time
@@ -343,15 +351,23 @@ func (s *replaying) round(ctx context.Context, ep *endpoints.Endpoint) (done boo
 	if ep.Ordered {
 		width = 1
 	}
+	rate := s.r.Spec.Rate
+	if ep.Rate > 0 {
+		rate = min(rate, ep.Rate) // beside what is live
+	}
+	if rate != s.rate {
+		s.rate, s.pace = rate, newPace(rate)
+	}
 	app, err := s.Journal.App(ctx, ep.App)
 	if err != nil {
 		return false, err
 	}
 	var items []*history.Item
 	q := history.Query{
-		After: s.r.At, Before: s.r.Spec.Before, From: s.r.Spec.From, Until: s.r.Spec.Until, Types: ep.Types, Limit: width,
+		After: s.r.At, Before: s.r.Spec.Before, From: s.r.Spec.From, Until: s.r.Spec.Until, Limit: width,
 		Oldest: s.Journal.Oldest(app, s.now()),
 	}
+	selects(ep, &q)
 	next, err := s.Events.Replay(ctx, ep.App, q, func(i history.Item) error {
 		if matches(ep, &i) {
 			items = append(items, keep(i))
@@ -392,25 +408,50 @@ func (s *replaying) round(ctx context.Context, ep *endpoints.Endpoint) (done boo
 	done = next == s.r.At || next >= s.r.Spec.Before-1
 	s.r.At = max(s.r.At, min(next, s.r.Spec.Before-1))
 	if s.since >= replayEvents || s.now().Sub(s.noted) >= replayNote {
-		return done, s.note(ctx, journal.DeliveryWaiting)
+		if err := s.note(ctx, journal.DeliveryWaiting); err != nil {
+			return false, err
+		}
+		return done, s.cancelled(ctx)
 	}
 	return done, nil
+}
+
+// errCancelled means that a replay was cancelled by another process.
+var errCancelled = errors.New("the replay was cancelled")
+
+// cancelled returns errCancelled, noted, when the replay no longer runs.
+func (s *replaying) cancelled(ctx context.Context) error {
+	now, err := s.loadReplay(ctx, s.r.App, s.r.ID)
+	switch {
+	case errors.Is(err, ErrNoReplay):
+		return errCancelled
+	case err != nil:
+		return err
+	case now.State == ReplayRunning:
+		return nil
+	}
+	if err := s.note(ctx, journal.DeliveryParked); err != nil {
+		return err
+	}
+	return errCancelled
 }
 
 // sendAgain sends one event, several times if need be, and reports whether it
 // was taken.
 func (s *replaying) sendAgain(ctx context.Context, ep *endpoints.Endpoint, item *history.Item) bool {
-	wait := s.schedule.scale(time.Second)
+	wait, away := s.schedule.scale(time.Second), outage
 	for tries := 0; tries < replayTries && ctx.Err() == nil; {
 		d := &delivery{position: item.Position, arrived: item.Stored.UnixMilli(), item: item}
 		r := s.attempt(ctx, ep, []*delivery{d})
-		if r.held == nil {
-			if r.answer.Delivered() {
-				return true
-			}
-			tries++
+		if r.held != nil { // keys or store are away
+			s.sleep(ctx, nil, jitter(away))
+			away = min(2*away, outageMost)
+			continue
 		}
-		if tries < replayTries {
+		if r.answer.Delivered() {
+			return true
+		}
+		if tries++; tries < replayTries {
 			s.sleep(ctx, nil, max(jitter(wait), min(r.answer.RetryAfter, time.Minute)))
 			wait *= 2
 		}

@@ -88,6 +88,7 @@ func (e *Engine) work(ctx context.Context, ep *endpoints.Endpoint, r *running, l
 			return last, nil
 		}
 		w.token, lost = token, changed
+		e.wakeReplays()
 	}
 	if err := w.load(ctx, last); err != nil {
 		return last, err
