@@ -3,8 +3,12 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +23,7 @@ import (
 	"github.com/cofferdb/coffer/cmd/coffer/internal/auth"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/config"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
+	"github.com/cofferdb/coffer/cmd/coffer/internal/shelf"
 	"github.com/cofferdb/coffer/journal"
 	"github.com/cofferdb/coffer/journal/embedded"
 	"github.com/cofferdb/coffer/kms"
@@ -33,7 +38,7 @@ type pair struct {
 	again *Process
 }
 
-func newPair(t *testing.T) *pair {
+func newPair(t *testing.T, adjust func(*config.Config)) *pair {
 	t.Helper()
 	checkLeaks(t)
 	nats, err := embedded.Start(t.Context(), embedded.Options{StoreDir: t.TempDir(), Listen: "127.0.0.1:0", SyncAlways: true})
@@ -43,6 +48,9 @@ func newPair(t *testing.T) *pair {
 	t.Cleanup(func() { _ = nats.Close() })
 	p := &pair{T: t, cfg: plain(production(t, "[region.nats]\nurl = \"nats://127.0.0.1:4222\"\n"))}
 	p.cfg.Regions[0].NATS.URL = nats.ClientURL()
+	if adjust != nil {
+		adjust(&p.cfg)
+	}
 	p.first, p.again = p.open("a"), p.open("b")
 	t.Cleanup(func() {
 		for _, process := range []*Process{p.first, p.again} {
@@ -81,13 +89,18 @@ func (p *pair) rebuild() {
 	p.again = p.open("b")
 }
 
-// both does something in both processes at the same time, twice.
+// both does something in both processes at the same time, twice; again where the
+// journal says that it could not tell whether it was done.
 func (p *pair) both(do func(r *region) error) {
 	p.Helper()
 	var work sync.WaitGroup
 	for _, process := range []*Process{p.first, p.again, p.first, p.again} {
 		work.Go(func() {
-			if err := do(process.regions[0]); err != nil {
+			err := do(process.regions[0])
+			for deadline := time.Now().Add(time.Minute); errors.Is(err, journal.ErrUnavailable) && time.Now().Before(deadline); {
+				err = do(process.regions[0])
+			}
+			if err != nil {
 				p.Error(err)
 			}
 		})
@@ -104,22 +117,27 @@ func (p *pair) app(account string) journal.App {
 	return app
 }
 
+func (p *pair) token(app journal.App) string {
+	p.Helper()
+	token, err := auth.Build(auth.Spec{AppID: app.ID.String(), Certificate: app.Certificates[0].Reveal(), Issued: time.Now(), Lifetime: time.Hour})
+	if err != nil {
+		p.Fatal(err)
+	}
+	return token
+}
+
 // told returns the events of an app, all that there are: a last one is appended
 // behind them.
 func (p *pair) told(app journal.App) []map[string]any {
 	p.Helper()
 	r := p.again.regions[0]
-	token, err := auth.Build(auth.Spec{AppID: app.ID.String(), Certificate: app.Certificates[0].Reveal(), Issued: time.Now(), Lifetime: time.Hour})
-	if err != nil {
-		p.Fatal(err)
-	}
 	results, err := r.journal.Append(p.Context(), app.ID, journal.Event{
 		Type: journal.MessageRecalled, Conversation: "end", ConversationType: journal.Group, Target: "end",
 	})
 	if err != nil || results[0].Err != nil {
 		p.Fatalf("%v, %v", results, err)
 	}
-	status, text := call(p.T, p.again, "GET", "/v1/apps/"+app.ID.String()+"/events?min_position="+results[0].Position.String(), token, "")
+	status, text := call(p.T, p.again, "GET", "/v1/apps/"+app.ID.String()+"/events?min_position="+results[0].Position.String(), p.token(app), "")
 	var page struct {
 		Data []map[string]any `json:"data"`
 	}
@@ -168,7 +186,7 @@ func summary(events []map[string]any) string {
 // then a process begins without its views, and has lost how far the sweep was. Each
 // app has one event of each.
 func TestWarnings(t *testing.T) {
-	p := newPair(t)
+	p := newPair(t, nil)
 	r, ctx := p.first.regions[0], t.Context()
 	for _, id := range []string{"acme", "alone"} {
 		if _, err := r.accounts.Create(ctx, accounts.Account{ID: id, Name: "x"}); err != nil {
@@ -213,11 +231,15 @@ func TestWarnings(t *testing.T) {
 	}
 	soon := time.Now().Add(r.journal.Retention().Accounts - r.journal.Retention().Warning + time.Hour)
 	sweeps := func(r *region) error {
-		if _, err := r.accountSweep().Run(ctx, soon); err != nil {
-			return err
+		for _, sweep := range []shelf.Sweep{r.accountSweep(), r.profileSweep()} {
+			for done := (shelf.Result{Untold: 1}); done.Untold > 0; {
+				var err error
+				if done, err = sweep.Run(ctx, soon); err != nil {
+					return err
+				}
+			}
 		}
-		_, err := r.profileSweep().Run(ctx, soon)
-		return err
+		return nil
 	}
 	check := func(when string) {
 		t.Helper()
@@ -261,7 +283,7 @@ func TestWarnings(t *testing.T) {
 // TestDisabledEndpoints: an endpoint's end is told once, whoever tells of it, with
 // its reason; a disabled app is not told, and the audit log has both.
 func TestDisabledEndpoints(t *testing.T) {
-	p := newPair(t)
+	p := newPair(t, nil)
 	app, disabled := p.app(""), p.app("")
 	since := time.Now().UTC().Truncate(time.Millisecond)
 	ended := func(app journal.App, reason endpoints.Reason) endpoints.Endpoint {
@@ -318,5 +340,73 @@ func TestDisabledEndpoints(t *testing.T) {
 	p.both(tell)
 	if n := len(p.told(app)); n != 3 {
 		t.Errorf("%d events after it was disabled again", n)
+	}
+}
+
+// TestGoneForBoth: an endpoint that is gone is told of once, by one of the two
+// processes that look after endpoints, and what was noted is removed.
+func TestGoneForBoth(t *testing.T) {
+	receiver := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q struct{ Data struct{ Challenge string } }
+		if err := json.NewDecoder(r.Body).Decode(&q); err == nil && q.Data.Challenge != "" {
+			_ = json.NewEncoder(w).Encode(map[string]string{"challenge": q.Data.Challenge})
+			return
+		}
+		w.WriteHeader(http.StatusGone)
+	}))
+	receiver.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	receiver.StartTLS()
+	defer receiver.Close()
+	p := newPair(t, func(cfg *config.Config) {
+		ca := filepath.Join(t.TempDir(), "ca.pem")
+		if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: receiver.Certificate().Raw}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg.Callbacks = config.Callbacks{Allow: []string{"127.0.0.0/8"}, CAFile: ca}
+	})
+	app, r := p.app(""), p.first.regions[0]
+	const many = 8
+	var list []endpoints.Endpoint
+	for range many {
+		status, made := call(t, p.first, "POST", "/v1/apps/"+app.ID.String()+"/endpoints", p.token(app), `{"url":"`+receiver.URL+`"}`)
+		var e struct{ ID, State string }
+		if err := json.Unmarshal([]byte(made), &e); err != nil || e.State != "enabled" {
+			t.Fatalf("made: %d %s", status, made)
+		}
+		id, err := endpoints.ParseID(e.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, endpoints.Endpoint{App: app.ID, ID: id})
+	}
+	p.told(app) // an event
+	for _, e := range list {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+			now, err := r.callbacks.engine.Endpoints.Endpoint(t.Context(), e.App, e.ID)
+			if err == nil && now.State == endpoints.Disabled && now.Untold == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v, %v", now, err)
+			}
+		}
+	}
+	seen := make(map[string]int)
+	for _, event := range p.told(app) {
+		data, ok := event["data"].(map[string]any)
+		if !ok || event["type"] != "endpoint.disabled" || data["reason"] != "gone" {
+			t.Errorf("told %v", event)
+			continue
+		}
+		seen[fmt.Sprint(data["endpoint"])]++
+	}
+	records := p.audited("endpoint.disabled")
+	for _, e := range list {
+		if seen[e.IDText()] != 1 || records["endpoint:"+e.IDText()] == "" {
+			t.Errorf("endpoint %s: %d events, audited %q", e.IDText(), seen[e.IDText()], records["endpoint:"+e.IDText()])
+		}
+	}
+	if len(seen) != many {
+		t.Errorf("told of %v", seen)
 	}
 }

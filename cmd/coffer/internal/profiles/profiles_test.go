@@ -145,6 +145,38 @@ func TestOneWriteADay(t *testing.T) {
 	}
 }
 
+// TestUses: 10,000 reads of a profile in one day, by two processes, are one write.
+func TestUses(t *testing.T) {
+	r := newRegion(t)
+	processes := []*profiles.Store{r.store(), r.store()}
+	r.put(processes[0], "ann", `{"nickname":"Ann"}`)
+	start := r.writes()
+	const uses, workers = 10_000, 8
+	for range 2 { // a day, and the one after it
+		before := r.writes()
+		var readers sync.WaitGroup
+		for w := range workers {
+			readers.Go(func() {
+				for range uses / workers {
+					r.advance(day / uses)
+					if _, err := r.get(processes[w%2], "ann"); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		readers.Wait()
+		r.uses.Wait()
+		if wrote := r.writes() - before; wrote > 1 {
+			t.Errorf("%d reads in a day were %d writes", uses, wrote)
+		}
+	}
+	if wrote := r.writes() - start; wrote == 0 {
+		t.Error("no use was written down")
+	}
+}
+
 // TestUnused: a profile that nobody uses is warned of once, refused at its end
 // though it is still there, and gone from the disk after the sweep.
 func TestUnused(t *testing.T) {
