@@ -198,7 +198,7 @@ func (s *stream) run() {
 	for {
 		s.gather(s.pub.limit())
 		s.linger(min(known, s.pub.limit()), cost)
-		if batch = s.take(batch[:0], s.pub.limit()); len(batch) > 0 {
+		if batch = s.take(batch[:0], s.pub.limit(), s.pub.limit()); len(batch) > 0 {
 			start := time.Now()
 			s.commit(batch)
 			cost = (7*cost + time.Since(start)) / 8
@@ -272,12 +272,16 @@ func (s *stream) gather(limit int) {
 	}
 }
 
-// take removes what one commit can hold from the queue.
-func (s *stream) take(dst []*entry, limit int) []*entry {
+// take removes what one commit can hold from the queue: as many events as are
+// wanted, and the rest of the last one's call while there are fewer than limit.
+func (s *stream) take(dst []*entry, wanted, limit int) []*entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n, size := 0, 0
 	for n < len(s.pending) && n < limit {
+		if n >= wanted && (n == 0 || s.pending[n].call != s.pending[n-1].call) {
+			break
+		}
 		size += len(s.pending[n].record)
 		if n > 0 && size > maxCommitBytes {
 			break
@@ -463,8 +467,16 @@ func (s *stream) why(err error) error {
 	return unavailable(err)
 }
 
-// finish tells the callers of everything that was taken.
+// finish ends a commit: it notes what became of everything that was taken, and
+// tells the callers.
 func (s *stream) finish(batch []*entry) {
+	s.note(batch)
+	s.tell(batch)
+}
+
+// note makes what was stored visible to readers, and remembers what is in doubt.
+// The callers are to be told next.
+func (s *stream) note(batch []*entry) {
 	s.mu.Lock()
 	s.taken = nil
 	s.mu.Unlock()
@@ -489,6 +501,12 @@ func (s *stream) finish(batch []*entry) {
 				copied: e.copied, fence: e.fence,
 			})
 		}
+	}
+}
+
+// tell gives the entries back to their callers.
+func (s *stream) tell(batch []*entry) {
+	for _, e := range batch {
 		if c := e.call; c.left > 1 {
 			c.left--
 		} else {
