@@ -331,7 +331,9 @@ func (e *Engine) runReplay(ctx context.Context, r *Replay) {
 	// Whoever goes on begins where this was noted.
 	note, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	_ = s.note(note, journal.DeliveryWaiting)
+	if s.cancelled(note) == nil {
+		_ = s.note(note, journal.DeliveryWaiting)
+	}
 }
 
 // replaying is a replay under way.
