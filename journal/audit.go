@@ -327,7 +327,8 @@ func (a *auditor) witness(ctx context.Context, head AuditHead) error {
 
 // AuditLog calls fn with the payload of every record kept, from number
 // from on, in order, up to the log's end at the time of the call; 0 begins with
-// the first that is kept. The payload is valid during the call. It does not
+// the first that is kept. One whose time is over is not given, also when the
+// server has not let go of it yet. The payload is valid during the call. It does not
 // verify: give the payloads to an [AuditChain].
 func (j *Journal) AuditLog(ctx context.Context, from uint64, fn func(payload []byte) error) error {
 	name := AuditStream(j.region.ID)
@@ -335,7 +336,7 @@ func (j *Journal) AuditLog(ctx context.Context, from uint64, fn func(payload []b
 	if err != nil {
 		return fmt.Errorf("audit log: %w", streamError(err))
 	}
-	end := s.CachedInfo().State.LastSeq
+	end, oldest := s.CachedInfo().State.LastSeq, j.now().Add(-j.cfg.Retention.Audit)
 	if s.CachedInfo().State.Msgs == 0 {
 		return nil
 	}
@@ -359,10 +360,12 @@ func (j *Journal) AuditLog(ctx context.Context, from uint64, fn func(payload []b
 		if err != nil {
 			return fmt.Errorf("audit log: %w: %w", ErrCorrupt, err)
 		}
-		var number struct {
-			N uint64 `json:"n,string"`
+		var record struct {
+			N    uint64    `json:"n,string"`
+			Time time.Time `json:"time"`
 		}
-		if from <= 1 || json.Unmarshal(msg.Data(), &number) != nil || number.N >= from {
+		// What is no record is for whoever verifies.
+		if json.Unmarshal(msg.Data(), &record) != nil || record.N >= from && record.Time.After(oldest) {
 			if err := fn(msg.Data()); err != nil {
 				return err
 			}

@@ -158,7 +158,7 @@ func RetentionTable(region string, plans []Plan, r Retention) []Rule {
 			Streams: []string{"OBJ_" + AttachmentBucket(region)},
 		},
 		Rule{
-			Kind: KindCallbacks, Lifetime: r.Callbacks, Since: SinceArrival, Read: true, Storage: ExpiryMaxAge,
+			Kind: KindCallbacks, Lifetime: r.Callbacks, Since: SinceArrival, Read: true, Storage: ExpiryMaxAge, Key: true,
 			Streams: []string{CallbackStreams(region)},
 		},
 		// Neither monitoring nor the audit log has personal data or sealed
@@ -168,7 +168,7 @@ func RetentionTable(region string, plans []Plan, r Retention) []Rule {
 			Streams: []string{MonitoringStream(region)},
 		},
 		Rule{
-			Kind: KindAudit, Lifetime: r.Audit, Since: SinceArrival, Storage: ExpiryMaxAge, Streams: []string{AuditStream(region)},
+			Kind: KindAudit, Lifetime: r.Audit, Since: SinceArrival, Read: true, Storage: ExpiryMaxAge, Streams: []string{AuditStream(region)},
 		},
 		Rule{
 			Kind: KindAccounts, Lifetime: r.Accounts, Since: SinceUse, Warning: r.Warning, Read: true, Storage: ExpirySweep, Key: true,

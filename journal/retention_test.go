@@ -30,6 +30,14 @@ func TestRetentionDefaults(t *testing.T) {
 			t.Errorf("%s counts from its %s and warns %v before its end", name, rule.Since, rule.Warning)
 		}
 	}
+	for _, rule := range table {
+		plain := slices.Contains([]journal.Kind{
+			journal.KindMonitoring, journal.KindAudit, journal.KindExports, journal.KindRegistry, journal.KindKeyring,
+		}, rule.Kind)
+		if ends := rule.Lifetime > 0; rule.Read != ends || rule.Key == plain || (rule.Storage == journal.ExpiryNone) == ends {
+			t.Errorf("%s is kept %v; refused to readers: %v, removed by %s, its key destroyed: %v", rule.Kind, rule.Lifetime, rule.Read, rule.Storage, rule.Key)
+		}
+	}
 	for name := range want {
 		t.Errorf("the table has no row for %s", name)
 	}

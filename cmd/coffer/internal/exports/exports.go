@@ -59,6 +59,10 @@ type Options struct {
 	PartEvents, PartBytes int
 	Log                   *slog.Logger
 	Now                   func() time.Time
+
+	// Passed is told when a look at every job began that went well, so that what
+	// is over has gone; nil for nobody.
+	Passed func(began time.Time)
 }
 
 const (

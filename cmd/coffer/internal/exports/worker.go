@@ -48,6 +48,7 @@ func (e *Exports) Run(ctx context.Context) {
 // pass gives every job that needs a worker its turn. again tells that one of them
 // is not at its end.
 func (e *Exports) pass(ctx context.Context) (again bool, err error) {
+	began, failed := time.Now(), false
 	var names []string
 	for name, err := range e.rows.List(ctx, jobPrefix) {
 		if err != nil {
@@ -63,7 +64,11 @@ func (e *Exports) pass(ctx context.Context) (again bool, err error) {
 		again = again || more
 		if err != nil && ctx.Err() == nil {
 			e.o.Log.Error("an export did not get on", "row", name, "error", err)
+			failed = true
 		}
+	}
+	if !failed && e.o.Passed != nil {
+		e.o.Passed(began)
 	}
 	return again, nil
 }

@@ -26,7 +26,7 @@ func gauges() []monitor.Gauge {
 	return []monitor.Gauge{
 		gaugeViewLag:        {Name: "coffer_view_lag_records", Help: "Records that a projection has not applied yet.", Labels: []string{"projection"}},
 		gaugeViewState:      {Name: "coffer_view_stopped_streams", Help: "Streams on which a projection has stopped.", Labels: []string{"projection"}},
-		gaugeExpiryLag:      {Name: "coffer_expiry_lag_seconds", Help: "For how long the oldest thing that should be gone has been there; of accounts, profiles and keys the time since the last sweep without an error.", Labels: []string{"kind"}},
+		gaugeExpiryLag:      {Name: "coffer_expiry_lag_seconds", Help: "For how long the oldest thing that should be gone has been there; of accounts, profiles, exports and keys the time since the last sweep without an error.", Labels: []string{"kind"}},
 		gaugeStreamBytes:    {Name: "coffer_stored_bytes", Help: "Bytes in the streams of a kind of data.", Labels: []string{"kind"}},
 		gaugeStreamMessages: {Name: "coffer_stored_messages", Help: "Messages in the streams of a kind of data.", Labels: []string{"kind"}},
 		gaugeViewBytes:      {Name: "coffer_view_store_bytes", Help: "Bytes of the view store on disk."},

@@ -121,7 +121,7 @@ func openRegion(ctx context.Context, o regionOptions) (*region, error) {
 		return r, err
 	}
 	r.metrics = monitor.NewMetrics(r.config.ID, o.log)
-	r.swept = newSwept("keys", "accounts", "profiles")
+	r.swept = newSwept("keys", "accounts", "profiles", "exports")
 	r.audit = &keyAudit{metrics: r.metrics}
 	if r.provider, err = openProvider(ctx, o.region, fresh, r.audit, o.log); err != nil {
 		return r, err
@@ -223,6 +223,7 @@ func (r *region) openJournal(ctx context.Context) error {
 	})
 	r.exports = exports.New(exports.Options{
 		Region: r.config.Journal(), Journal: r.journal, History: r.view, Runner: r.runner, Rows: r.rows, Log: r.log, Now: r.options.now,
+		Passed: func(began time.Time) { r.swept.done("exports", began) },
 	})
 	if err := r.openCallbacks(); err != nil {
 		return err

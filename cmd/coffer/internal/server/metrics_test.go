@@ -107,6 +107,18 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("the metrics do not have %s", line)
 		}
 	}
+	parts, _ := s.process.Parts("eu")
+	for _, rule := range parts.Journal.RetentionTable() { // what ends may come late
+		names := []string{string(rule.Kind)}
+		if rule.Kind == journal.KindViews {
+			names = []string{"view_history", "view_roaming", "view_callbacks"}
+		}
+		for _, name := range names {
+			if has := strings.Contains(body, `coffer_expiry_lag_seconds{kind="`+name+`"`); has != (rule.Lifetime > 0) {
+				t.Errorf("%s is kept %v; has a lag: %v", name, rule.Lifetime, has)
+			}
+		}
+	}
 	for _, secret := range []string{s.app, id, "canary"} {
 		if strings.Contains(body, secret) {
 			t.Errorf("the metrics name %s", secret)
@@ -120,7 +132,6 @@ func TestMetrics(t *testing.T) {
 	// A deleted app's data goes with it.
 	s.admin("DELETE", "apps/"+s.app, "", 202)
 	s.deleted(s.app)
-	parts, _ := s.process.Parts("eu")
 	gone, err := journal.ParseAppID(s.app)
 	if err != nil {
 		t.Fatal(err)

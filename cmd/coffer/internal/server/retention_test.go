@@ -56,7 +56,7 @@ func newRetentionSite(t *testing.T, day time.Duration) *retentionSite {
 		t.Fatal(err)
 	}
 	r := &retentionSite{hooks: h, apps: make(map[string]*planApp)}
-	r.site = newSiteWith(t, node.DevOptions{Day: day, Callbacks: config.Callbacks{Allow: []string{"127.0.0.0/8"}, CAFile: ca}})
+	r.site = newSiteWith(t, node.DevOptions{Day: day, Compat: true, Callbacks: config.Callbacks{Allow: []string{"127.0.0.0/8"}, CAFile: ca}})
 	t.Cleanup(h.Close) // before the site looks for what it has left behind
 	var ok bool
 	if r.parts, ok = r.process.Parts("eu"); !ok {
@@ -78,7 +78,7 @@ func (r *retentionSite) as(a *planApp, method, path, body string, status int) an
 // app makes an app with a message, a delivery of it, and an attachment.
 func (r *retentionSite) app(plan string) *planApp {
 	r.t.Helper()
-	made := r.admin("POST", "apps", `{"name":"x","plan":"`+plan+`"}`, 201)
+	made := r.admin("POST", "apps", `{"name":"x","account":"dev","plan":"`+plan+`"}`, 201)
 	a := &planApp{id: made["id"].(string), certificate: made["certificates"].([]any)[0].(string)}
 	r.apps[plan] = a
 	r.hooks.status.Store(http.StatusServiceUnavailable)
@@ -233,6 +233,7 @@ func (r *retentionSite) routes(a *planApp) map[string]answer {
 		found[name] = r.do(q)
 	}
 	maps.Copy(found, r.tails(a))
+	found["roaming messages"] = r.compatible(a, "POST", "/rest/message/roaming/chat/user/ann", `{"to":"ben"}`)
 	return found
 }
 
@@ -333,7 +334,7 @@ func TestRetentionTable(t *testing.T) {
 			// The callbacks of every app, first: they are kept three days.
 			at(r.start, 3*shortDay-time.Millisecond)
 			for plan, b := range r.apps {
-				if !deliveries(b) {
+				if !deliveries(b) || !r.failedCallbacks(b) {
 					t.Errorf("callbacks of plan %s went before their end", plan)
 				}
 			}
@@ -365,6 +366,9 @@ func TestRetentionTable(t *testing.T) {
 		if !r.resent(a) {
 			t.Errorf("at the end of plan %s a webhook replay brings nothing", row.plan)
 		}
+		if row.plan == "enterprise" && !strings.Contains(r.hourFile(a), "canary") {
+			t.Error("at the end of plan enterprise the hour's file does not have it")
+		}
 		at(r.start, life+time.Millisecond)
 		for name, got := range r.routes(a) {
 			// What lists conversations goes by arrival, which was a little later.
@@ -374,12 +378,18 @@ func TestRetentionTable(t *testing.T) {
 		}
 		at(r.stored, life+time.Millisecond)
 		r.message(a, "after the end of plan "+row.plan, false)
+		if got := r.compatible(a, "POST", "/messages/msg_recall", `{"msg_id":"m1","to":"ben","chat_type":"chat","force":true}`); got.status != 403 {
+			t.Errorf("after the end of plan %s it can be recalled: %d %s", row.plan, got.status, got.body)
+		}
+		if row.plan == "enterprise" && strings.Contains(r.hourFile(a), "canary") { // the others' hours are not over
+			t.Error("after the end of plan enterprise the hour's file has it")
+		}
 		if r.resent(a) {
 			t.Errorf("after the end of plan %s a webhook replay brings it", row.plan)
 		}
 		if row.plan == "free" {
 			for plan, b := range r.apps {
-				if deliveries(b) {
+				if deliveries(b) || r.failedCallbacks(b) {
 					t.Errorf("callbacks of plan %s are shown after their end", plan)
 				}
 			}
@@ -415,6 +425,7 @@ func TestRetentionTable(t *testing.T) {
 	if got := r.as(people, "GET", "/users/ann/profile", "", 0); got.status != 200 {
 		t.Errorf("the profile that was used, after the others' keys: %d %s", got.status, got.body)
 	}
+	r.auditEnds()
 }
 
 // TestShortDays lets NATS let go of what the server keeps there: with a day of a
