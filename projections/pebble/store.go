@@ -198,10 +198,11 @@ func (s *Store) options(o Options) *crdb.Options {
 		MemTableSize:                uint64(mem),
 		MemTableStopWritesThreshold: 4,
 		// A compaction out of L0 rewrites what the next level has of the same keys,
-		// so it should have much to bring: it begins at a depth of six, half of the
-		// threshold. A look-up asks up to six filters for that; a high stop keeps an
-		// import from stalling on the compactions it is ahead of.
-		L0CompactionThreshold: 12,
+		// so it should have much to bring: it begins at a depth of four, half of the
+		// threshold. A look-up pays for each: with more than ten memory tables, depths
+		// and levels together, Pebble allocates what it looks with anew each time. A
+		// high stop keeps an import from stalling on the compactions it is ahead of.
+		L0CompactionThreshold: 8,
 		L0StopWritesThreshold: 32,
 		LBaseMaxBytes:         256 << 20,
 		MaxOpenFiles:          1000,

@@ -110,14 +110,29 @@ func TestRun(t *testing.T) {
 func TestCallbacks(t *testing.T) {
 	o := Options{
 		Name: "callbacks", Dir: t.TempDir(), Rounds: 2, Duration: 20 * time.Millisecond,
-		Deliveries: 30, Past: 60, Endpoints: 20, // fewer than the first that is refused
+		Deliveries: 10, Past: 30, Endpoints: 20, // fewer than the first that is refused
 	}
 	r, err := Run(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(r.Cases) != 3 || r.Deliveries == nil || r.Deliveries.Sent < 60 || r.Deliveries.Lost != 0 || r.Deliveries.Again != 0 || r.Ratio <= 0 {
-		t.Errorf("%+v, %+v", r, r.Deliveries)
+		t.Fatalf("%+v, %+v", r, r.Deliveries)
+	}
+	c, d := r.Cases[1], r.Deliveries
+	if len(c.Beside) != 1 || c.Beside[0].Value <= 0 || c.Beside[0].Ratio <= 0 || len(c.Beside[0].Rounds) != 2 {
+		t.Errorf("the same endpoint at the start: %+v", c.Beside)
+	}
+	if d.HeapBefore <= 0 || d.HeapRatio <= 0 || len(d.Past) != pastSteps || d.PastRatio <= 0 {
+		t.Errorf("the past: %+v", d)
+	}
+	for _, p := range d.Past {
+		if p.Rate <= 0 || p.Heap <= 0 || runtime.GOOS == "linux" && (p.CPU <= 0 || p.Peak <= 0) {
+			t.Errorf("a tenth of the past: %+v", p)
+		}
+	}
+	if runtime.GOOS == "linux" && (c.CPU <= 0 || c.RawCPU <= 0 || c.Beside[0].CPU <= 0 || d.PastCPURatio <= 0 || d.ResidentBefore <= 0 || d.ResidentAfter <= 0) {
+		t.Errorf("without processor time or memory: %+v, %+v", c, d)
 	}
 }
 

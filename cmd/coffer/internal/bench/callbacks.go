@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -18,8 +19,9 @@ import (
 const callbacksCompared = "Receivers are HTTPS servers of this process on loopback that record the webhook-id of each request; %d requests at a time over HTTP/2. " +
 	"one endpoint: %d stored events delivered to a new endpoint in full bodies, from the change that makes it to the last outcome on disk; " +
 	"raw: the same number of signed bodies of the same size posted by %d goroutines with one http.Client, nothing recorded. " +
-	"after many: %d new events to an endpoint that has had %d deliveries before, one in a hundred of them refused at first, from the change that enables it " +
-	"to the last outcome on disk; raw is the same in a region that is new, in turn in the same rounds. " +
+	"after many: %d events that an endpoint had missed, which has had %d deliveries before, one in a hundred of them refused at first, from the change that enables it " +
+	"to the last outcome on disk, compactions being done before; raw is the same in a region that is new, in turn in the same rounds, and beside it the same endpoint before " +
+	"the many deliveries. past, in tenths: appended and delivered at the same time, until the compactions of that are done. " +
 	"hanging: %d endpoints with a conversation each, %d events a second whenever they are due (open loop), each to one endpoint; " +
 	"ours is one over the p99 from the append to the receiver while one in a hundred endpoints hangs, raw the same without any that hangs. " +
 	"lost and again are counted over everything: again are requests with a webhook-id that was answered before."
@@ -30,24 +32,38 @@ const (
 	hangFor       = 30 * time.Second
 )
 
-// Deliveries is what became of all events in a benchmark of callbacks, and the
-// live heap of the process before and after the many deliveries to one endpoint.
+// Deliveries is what became of all events in a benchmark of callbacks, and what
+// the many deliveries to one endpoint took.
 type Deliveries struct {
-	Sent       int     `json:"sent"`
-	Lost       int     `json:"lost"`
-	Again      int     `json:"again"`
-	HeapBefore float64 `json:"heap_before_mib"`
-	HeapAfter  float64 `json:"heap_after_mib"`
-	// Past are the many deliveries, in tenths or so.
-	Past []Past `json:"past,omitempty"`
+	Sent  int `json:"sent"`
+	Lost  int `json:"lost"`
+	Again int `json:"again"`
+	// The live heap and the resident set of the process before and after the
+	// many deliveries, after the same rounds.
+	HeapBefore     float64 `json:"heap_before_mib"`
+	HeapAfter      float64 `json:"heap_after_mib"`
+	HeapRatio      float64 `json:"heap_ratio"`
+	ResidentBefore float64 `json:"resident_before_mib"`
+	ResidentAfter  float64 `json:"resident_after_mib"`
+	// PastRatio is the rate of the last tenth of the many deliveries divided by
+	// that of the first, PastCPURatio the same of the processor time, where less
+	// is better.
+	PastRatio    float64 `json:"past_ratio,omitzero"`
+	PastCPURatio float64 `json:"past_cpu_ratio,omitzero"`
+	Past         []Past  `json:"past,omitempty"`
 }
 
-// Past is how far the many deliveries had come, their rate since the line
-// before, beside the appends, and the live heap.
+// Past is a tenth of the many deliveries, with all that they cause: events are
+// appended, indexed, delivered and received, and compactions of that are done. Some
+// of the processor time is that of the receiver.
 type Past struct {
 	Done int     `json:"done"`
 	Rate float64 `json:"per_second"`
+	CPU  float64 `json:"cpu_us"` // for each
+	// Heap is the live heap at the end, Peak the most of the process that was
+	// resident.
 	Heap float64 `json:"heap_mib"`
+	Peak float64 `json:"peak_resident_mib"`
 }
 
 // Callbacks measures deliveries to webhook endpoints.
@@ -73,10 +89,16 @@ func Callbacks(ctx context.Context, o Options) (rep Report, err error) {
 	}
 	compared := fmt.Sprintf(callbacksCompared, callbackWidth, o.Deliveries, callbackWidth, o.Deliveries, o.Past, o.Endpoints, o.Rate)
 	rep = report("callbacks", "deliveries/s", compared, o.Rounds, cases)
-	rep.Deliveries = &Deliveries{
-		Sent: b.sent, Lost: b.lost, Again: b.receiver.again() + b.again, HeapBefore: b.heap, HeapAfter: b.heapAfter, Past: b.past,
-	}
+	d := b.found
+	d.Sent, d.Lost, d.Again = b.sent, b.lost, b.receiver.again()+b.again
+	rep.Deliveries = &d
 	return rep, nil
+}
+
+// residentNow is the resident set in MiB, without what is free.
+func residentNow() float64 {
+	debug.FreeOSMemory()
+	return rounded(float64(resident("VmRSS:")) / (1 << 20))
 }
 
 // heap is the live heap in MiB.
@@ -123,7 +145,6 @@ func (b *callbacksRig) oneEndpoint(ctx context.Context, o Options) (Case, error)
 	if err := warmUp(ctx, o, ours, raw); err != nil {
 		return Case{}, err
 	}
-	b.heap = heap()
 	if err := alternate(ctx, o, 1, ours, raw); err != nil {
 		return Case{}, err
 	}

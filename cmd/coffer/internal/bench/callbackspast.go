@@ -25,10 +25,12 @@ const (
 	// the journal may be in front of the endpoint.
 	pastBatch, pastAhead = 10_000, 40_000
 	pastSteps            = 10
+	// manyBits is how many times in a round a bit of each side is measured.
+	manyBits = 2
 )
 
 // afterMany compares an endpoint that has had many deliveries with one of a
-// region that is new.
+// region that is new, and with itself before it had them.
 func (b *callbacksRig) afterMany(ctx context.Context, o Options) (c Case, err error) {
 	base, err := template(o.Size)
 	if err != nil {
@@ -39,10 +41,19 @@ func (b *callbacksRig) afterMany(ctx context.Context, o Options) (c Case, err er
 		return c, err
 	}
 	defer old.close()
+	first := &side{name: "start", round: func(ctx context.Context) (sample, error) { return old.more(ctx, o.Deliveries) }}
+	if err := warmUp(ctx, o, first); err != nil {
+		return c, err
+	}
+	if err := alternate(ctx, o, manyBits, first); err != nil {
+		return c, err
+	}
+	b.found.HeapBefore, b.found.ResidentBefore = heap(), residentNow()
 	if err := old.run(ctx, o); err != nil {
 		return c, err
 	}
-	b.heapAfter = heap()
+	b.found.HeapAfter, b.found.ResidentAfter = heap(), residentNow()
+	b.found.HeapRatio = ratio(b.found.HeapAfter, b.found.HeapBefore)
 	fresh, err := openCallbacksRig(ctx, filepath.Join(b.dir, "fresh"), o)
 	if err != nil {
 		return c, err
@@ -58,10 +69,11 @@ func (b *callbacksRig) afterMany(ctx context.Context, o Options) (c Case, err er
 	if err := warmUp(ctx, o, ours, raw); err != nil {
 		return c, err
 	}
-	if err := alternate(ctx, o, 1, ours, raw); err != nil {
+	if err := alternate(ctx, o, manyBits, ours, raw); err != nil {
 		return c, err
 	}
-	c = compare(fmt.Sprintf("after %d deliveries", old.tally.count()), "deliveries/s", ours, raw)
+	c = compare(fmt.Sprintf("after %d deliveries", old.tally.count()), "deliveries/s", ours, raw, first)
+	c.Beside[0].Name, c.Beside[0].CPU = "the same endpoint at the start", rounded(median(first.cpus))
 	c.Paired = paired(ours, raw)
 	c.CPU, c.RawCPU = rounded(median(ours.cpus)), rounded(median(raw.cpus))
 	for _, l := range []*long{old, young} {
@@ -106,31 +118,58 @@ func (l *long) close() {
 	l.server.Close()
 }
 
-// run makes the past: events are appended and delivered at the same time.
+// run makes the past.
 func (l *long) run(ctx context.Context, o Options) error {
 	l.tally.refuse(refusedShare)
-	step := max(o.Past/pastSteps, 1)
-	from, start := l.tally.count(), time.Now()
-	for made := 0; made < o.Past; {
-		n := min(pastBatch, step, o.Past-made)
-		if err := l.fill(ctx, l.base, n, func(i int) string { return l.groups.at(i) }); err != nil {
+	defer l.tally.refuse(0)
+	steps := min(pastSteps, o.Past)
+	for i := range steps {
+		p, err := l.pass(ctx, o.Past*(i+1)/steps-o.Past*i/steps)
+		if err != nil {
 			return err
 		}
-		l.events += n
-		made += n
-		if err := l.arrive(ctx, pastAhead); err != nil {
-			return err
-		}
-		if done := l.tally.count(); done-from >= step {
-			rate := float64(done-from) / time.Since(start).Seconds()
-			l.past = append(l.past, Past{Done: done, Rate: rounded(rate), Heap: heap()})
-			o.Log.InfoContext(ctx, "delivered", "deliveries", done, "rate", int(rate))
-			from, start = done, time.Now()
+		l.found.Past = append(l.found.Past, p)
+		o.Log.InfoContext(ctx, "delivered", "deliveries", p.Done, "rate", int(p.Rate), "cpu_us", p.CPU)
+	}
+	first, last := l.found.Past[0], l.found.Past[len(l.found.Past)-1]
+	l.found.PastRatio, l.found.PastCPURatio = ratio(last.Rate, first.Rate), ratio(last.CPU, first.CPU)
+	return l.arrive(ctx, 0)
+}
+
+// pass appends events and delivers them at the same time, until all but those
+// that wait after a refusal have outcomes and the compactions are done that they
+// have caused: what is left undone would fall on those that come next.
+func (l *long) pass(ctx context.Context, n int) (p Past, err error) {
+	from := l.tally.count()
+	resetPeak()
+	start, used := time.Now(), processTime()
+	for made := 0; made < n; made += pastBatch {
+		if err := l.extend(ctx, min(pastBatch, n-made)); err != nil {
+			return p, err
 		}
 	}
-	err := l.arrive(ctx, 0)
-	l.tally.refuse(0)
-	return err
+	if err := l.arrive(ctx, 2*n/refusedShare); err != nil {
+		return p, err
+	}
+	if err := l.store.Settle(ctx); err != nil {
+		return p, err
+	}
+	elapsed, cpu := time.Since(start), processTime()-used
+	p.Done = l.tally.count()
+	done := float64(p.Done - from)
+	p.Rate, p.CPU = rounded(done/elapsed.Seconds()), rounded(float64(cpu.Nanoseconds())/1000/done)
+	p.Peak = rounded(float64(peakResident()) / (1 << 20))
+	p.Heap = heap()
+	return p, nil
+}
+
+// extend appends events, and waits while the endpoint is far behind.
+func (l *long) extend(ctx context.Context, n int) error {
+	if err := l.fill(ctx, l.base, n, func(i int) string { return l.groups.at(i) }); err != nil {
+		return err
+	}
+	l.events += n
+	return l.arrive(ctx, pastAhead)
 }
 
 // arrive waits until all but so many outcomes are on disk.
@@ -155,28 +194,35 @@ func (l *long) arrive(ctx context.Context, ahead int) error {
 }
 
 // more appends events while the endpoint is disabled, and measures their
-// delivery once it is enabled.
-func (l *long) more(ctx context.Context, n int) (sample, error) {
+// delivery once it is enabled. Compactions of what was appended end before that,
+// and those of the outcomes before anything else is measured.
+func (l *long) more(ctx context.Context, n int) (out sample, err error) {
 	if err := l.enable(ctx, endpoints.Disabled); err != nil {
-		return sample{}, err
+		return out, err
 	}
 	if err := pauseFor(ctx, time.Second/4); err != nil { // its worker ends
-		return sample{}, err
+		return out, err
 	}
 	before := l.events
 	if err := l.fill(ctx, l.base, n, func(i int) string { return l.groups.at(i) }); err != nil {
-		return sample{}, err
+		return out, err
 	}
 	l.events += n
 	if l.tally.count() != before {
-		return sample{}, errors.New("deliveries were made to a disabled endpoint")
+		return out, errors.New("deliveries were made to a disabled endpoint")
 	}
-	start := time.Now()
+	if err := l.store.Settle(ctx); err != nil {
+		return out, err
+	}
+	start, used := time.Now(), processTime()
 	if err := l.enable(ctx, endpoints.Enabled); err != nil {
-		return sample{}, err
+		return out, err
 	}
-	err := l.arrive(ctx, 0)
-	return sample{count: n, elapsed: time.Since(start)}, err
+	if err := l.arrive(ctx, 0); err != nil {
+		return out, err
+	}
+	out = sample{count: n, elapsed: time.Since(start), cpu: processTime() - used}
+	return out, l.store.Settle(ctx)
 }
 
 func (l *long) enable(ctx context.Context, state endpoints.State) error {

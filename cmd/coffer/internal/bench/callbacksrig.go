@@ -48,8 +48,7 @@ type callbacksRig struct {
 	work      sync.WaitGroup
 	serials   atomic.Int64
 
-	heap, heapAfter   float64
-	past              []Past
+	found             Deliveries // but for what follows
 	sent, lost, again int
 }
 

@@ -192,6 +192,8 @@ type Beside struct {
 	Rounds []float64 `json:"rounds,omitzero"`
 	P50    float64   `json:"p50_ms,omitzero"`
 	P99    float64   `json:"p99_ms,omitzero"`
+	// CPU is the processor time as in [Case].
+	CPU float64 `json:"cpu_us,omitzero"`
 	// Skipped says why there is no figure.
 	Skipped string `json:"skipped,omitzero"`
 }
@@ -210,7 +212,7 @@ type side struct {
 type sample struct {
 	count     int
 	elapsed   time.Duration
-	cpu       time.Duration   // of this process; set by alternate
+	cpu       time.Duration   // of this process; of the whole round where that does not say it
 	latencies []time.Duration // may be empty
 }
 
@@ -233,7 +235,10 @@ func alternate(ctx context.Context, o Options, bits int, sides ...*side) error {
 				sum := sums[s]
 				sum.count += got.count
 				sum.elapsed += got.elapsed
-				sum.cpu += processTime() - before
+				if got.cpu == 0 {
+					got.cpu = processTime() - before
+				}
+				sum.cpu += got.cpu
 				sums[s] = sum
 				s.latencies = append(s.latencies, got.latencies...)
 			}

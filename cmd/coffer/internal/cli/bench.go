@@ -68,6 +68,9 @@ func (c *benchCmd) Run(r *runner) error {
 	}
 	if d := rep.Deliveries; d != nil {
 		r.say("%d deliveries, %d lost, %d again; heap %.1f MiB before, %.1f MiB after", d.Sent, d.Lost, d.Again, d.HeapBefore, d.HeapAfter)
+		for _, p := range d.Past {
+			r.say("after %d: %.0f deliveries/s with their appends, %.0f µs of processor time each, heap %.1f MiB", p.Done, p.Rate, p.CPU, p.Heap)
+		}
 	}
 	for _, i := range rep.Idle {
 		r.say("an idle tail, %s: %.1f KiB, %.1f goroutines", i.Form, i.Bytes/1024, i.Goroutines)

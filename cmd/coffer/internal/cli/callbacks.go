@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -48,22 +49,31 @@ func (c *endpointsListCmd) Run(r *runner) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(r.Stdout, 0, 8, 2, ' ', 0)
+	unknown := false
 	_, _ = fmt.Fprintln(w, "ID\tSTATE\tDELIVERED\tWAITING\tPARKED\tURL")
 	for _, e := range list {
 		state := e.State
 		if e.Reason != "" {
 			state += " (" + e.Reason + ")"
 		}
-		p := e.Progress
-		if p == nil {
-			p = &client.EndpointProgress{}
+		delivered, waiting, parked := "-", "-", "-"
+		if p := e.Progress; p != nil {
+			delivered, waiting, parked = strconv.FormatUint(p.Delivered, 10), strconv.FormatUint(p.Waiting+p.Held, 10), strconv.FormatUint(p.Parked, 10)
+			if p.Paused != "" {
+				state += ", paused: " + p.Paused
+			}
+		} else {
+			unknown = true
 		}
-		if p.Paused != "" {
-			state += ", paused: " + p.Paused
-		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", e.ID, state, p.Delivered, p.Waiting+p.Held, p.Parked, e.URL)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, state, delivered, waiting, parked, e.URL)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if unknown {
+		r.say("-: not known: the callback view has stopped at a record that it cannot apply; see docs/operations/callbacks.md")
+	}
+	return nil
 }
 
 type endpointsCreateCmd struct {
