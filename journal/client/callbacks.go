@@ -150,6 +150,16 @@ func (c *Client) CreateEndpoint(ctx context.Context, spec EndpointSpec) (e Endpo
 	return e, c.sendJSON(ctx, http.MethodPost, c.appPath("endpoints"), spec, &e)
 }
 
+// SetEndpointState enables or disables a webhook endpoint: "enabled" or "disabled".
+// One whose URL has not been verified is verified first, and is enabled only if the
+// answer's State says so; its Verification says why not.
+func (c *Client) SetEndpointState(ctx context.Context, id, state string) (e Endpoint, err error) {
+	in := struct {
+		State string `json:"state"`
+	}{state}
+	return e, c.sendJSON(ctx, http.MethodPatch, c.appPath("endpoints", id), in, &e)
+}
+
 // DeleteEndpoint deletes a webhook endpoint.
 func (c *Client) DeleteEndpoint(ctx context.Context, id string) error {
 	return c.attempt(ctx, request{method: http.MethodDelete, path: c.appPath("endpoints", id), accept: "application/json"}, func(*http.Response) error { return nil })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"text/tabwriter"
@@ -13,16 +14,18 @@ import (
 )
 
 type callbacksCmds struct {
-	Endpoints  endpointsCmds `cmd:"" help:"Make, list and delete webhook endpoints."`
+	Endpoints  endpointsCmds `cmd:"" help:"Make, list, enable, disable and delete webhook endpoints."`
 	Deliveries deliveriesCmd `cmd:"" help:"Show what became of deliveries, the newest first."`
 	Replay     callReplayCmd `cmd:"" help:"Send events to an endpoint again."`
 	Tail       callTailCmd   `cmd:"" help:"Show deliveries as they are made."`
 }
 
 type endpointsCmds struct {
-	List   endpointsListCmd   `cmd:"" default:"withargs" help:"List the app's endpoints, and how far each has come."`
-	Create endpointsCreateCmd `cmd:"" help:"Make an endpoint; its secret is printed, this once."`
-	Delete endpointsDeleteCmd `cmd:"" help:"Delete an endpoint."`
+	List    endpointsListCmd    `cmd:"" default:"withargs" help:"List the app's endpoints, and how far each has come."`
+	Create  endpointsCreateCmd  `cmd:"" help:"Make an endpoint; its secret is printed, this once."`
+	Enable  endpointsEnableCmd  `cmd:"" help:"Enable an endpoint; it is asked for a challenge first, if it has not given one back."`
+	Disable endpointsDisableCmd `cmd:"" help:"Disable an endpoint; what it does not get waits, as long as callbacks are kept."`
+	Delete  endpointsDeleteCmd  `cmd:"" help:"Delete an endpoint."`
 }
 
 type endpointsListCmd struct {
@@ -78,31 +81,95 @@ func (c *endpointsListCmd) Run(r *runner) error {
 
 type endpointsCreateCmd struct {
 	URL          string   `arg:"" help:"https://HOST[:PORT]/PATH."`
-	Mode         string   `default:"thin" enum:"thin,full,agora" help:"thin: ids and positions; full: the event; agora: the event as Agora Chat's callbacks have it."`
+	Mode         string   `default:"thin" enum:"thin,full,sealed,agora" help:"thin: ids and positions; full: the event; sealed: the event encrypted to --encryption-file; agora: the event as Agora Chat's callbacks have it."`
 	Type         []string `placeholder:"TYPE" help:"Only events of these types."`
 	Conversation []string `placeholder:"ID" help:"Only events of these conversations."`
 	User         []string `placeholder:"ID" help:"Only events of or to these users."`
 	Ordered      bool     `help:"In order within a conversation."`
 	Rate         int      `placeholder:"N" help:"Events a second, at most."`
+	Signature    string   `default:"hmac" enum:"hmac,ed25519" help:"How requests are signed: ${enum}."`
+
+	EncryptionFile string `placeholder:"FILE" help:"With --mode sealed: file with the public key, a JWK."`
 	appServer
 }
 
 func (c *endpointsCreateCmd) Run(r *runner) error {
+	if (c.Mode == "sealed") != (c.EncryptionFile != "") {
+		return &failure{ExitUsage, errors.New("--mode sealed and --encryption-file go together")}
+	}
+	spec := client.EndpointSpec{
+		URL: c.URL, Mode: c.Mode, Types: c.Type, Conversations: c.Conversation, Users: c.User, Ordered: c.Ordered, Rate: c.Rate, Signature: c.Signature,
+	}
+	if c.EncryptionFile != "" {
+		key, err := os.ReadFile(c.EncryptionFile)
+		if err != nil {
+			return fmt.Errorf("--encryption-file: %w", err)
+		}
+		spec.Encryption = string(key)
+	}
 	cl, err := c.client(r)
 	if err != nil {
 		return err
 	}
 	defer cl.Close()
-	e, err := cl.CreateEndpoint(r.interrupt, client.EndpointSpec{
-		URL: c.URL, Mode: c.Mode, Types: c.Type, Conversations: c.Conversation, Users: c.User, Ordered: c.Ordered, Rate: c.Rate,
-	})
+	e, err := cl.CreateEndpoint(r.interrupt, spec)
 	if err != nil {
 		return err
 	}
 	if e.State != "enabled" {
-		r.say("it did not give the challenge back, so it gets nothing yet: see docs/api/callbacks.md")
+		r.say("%s, so it gets nothing yet; when it does: coffer callbacks endpoints enable %s", unverified(&e), e.ID)
 	}
 	return printJSON(r, e)
+}
+
+// unverified says why an endpoint could not be verified.
+func unverified(e *client.Endpoint) string {
+	why := ""
+	if a := e.Verification; a != nil {
+		switch {
+		case a.Error != "":
+			why = " (" + a.Error + ")"
+		case a.Status != 0:
+			why = fmt.Sprintf(" (it answered %d)", a.Status)
+		}
+	}
+	return "the endpoint did not give the challenge back" + why
+}
+
+type endpointsEnableCmd struct {
+	Endpoint string `arg:"" help:"The endpoint's id."`
+	appServer
+}
+
+func (c *endpointsEnableCmd) Run(r *runner) error {
+	cl, err := c.client(r)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	e, err := cl.SetEndpointState(r.interrupt, c.Endpoint, "enabled")
+	if err != nil {
+		return err
+	}
+	if e.State != "enabled" {
+		return errors.New(unverified(&e))
+	}
+	return nil
+}
+
+type endpointsDisableCmd struct {
+	Endpoint string `arg:"" help:"The endpoint's id."`
+	appServer
+}
+
+func (c *endpointsDisableCmd) Run(r *runner) error {
+	cl, err := c.client(r)
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	_, err = cl.SetEndpointState(r.interrupt, c.Endpoint, "disabled")
+	return err
 }
 
 type endpointsDeleteCmd struct {
