@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -88,7 +89,11 @@ func childWriter(dir, mode, round string) error {
 		return err
 	}
 	var wg sync.WaitGroup
-	for worker := range 64 {
+	writers := 64
+	if n, err := strconv.Atoi(round); err == nil && n%2 == 1 {
+		writers = 1024 // two halves take turns
+	}
+	for worker := range writers {
 		wg.Go(func() {
 			for i := 0; ; i++ {
 				id := fmt.Sprintf("%s-%d-%d", round, worker, i)
@@ -214,7 +219,7 @@ func lostAndDoubled(acked []string, there map[string]int) (lost, doubled int) {
 }
 
 // TestKill kills the process with SIGKILL at random moments, while 64 writers
-// append: every acknowledged event is there once.
+// append, or 1,024: every acknowledged event is there once.
 func TestKill(t *testing.T) {
 	rounds := 5
 	if testing.Short() {

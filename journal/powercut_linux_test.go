@@ -138,7 +138,7 @@ func frozen(t *testing.T, pid int) bool {
 	return true
 }
 
-// TestPowerCut cuts the power while 64 writers append, several times on the
+// TestPowerCut cuts the power while 64 writers append, or 1,024, several times on the
 // same disk: every acknowledged event is there once. Without the syncs, events
 // are lost, so the test can fail.
 func TestPowerCut(t *testing.T) {
