@@ -101,8 +101,9 @@ func residentNow() float64 {
 	return rounded(float64(resident("VmRSS:")) / (1 << 20))
 }
 
-// heap is the live heap in MiB.
+// heap is the live heap in MiB. What pools hold goes with the second collection.
 func heap() float64 {
+	runtime.GC()
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
