@@ -24,6 +24,7 @@ class Server:
         values = json.load(open(path))["regions"][region]
         self.folder = os.path.dirname(os.path.abspath(path))
         self.operator = values["COFFER_OPERATOR_TOKEN"]
+        self.app, self.token = values["COFFER_APP"], values["COFFER_TOKEN"]
         self.address = urllib.parse.urlsplit(values["COFFER_URL"])
         self.tls = ssl.create_default_context(cafile=values["COFFER_CA"])
         self.connection = None
