@@ -150,7 +150,7 @@ func child(dir string) {
 	rows := journal.NewRows(js, journal.KeyringBucket(region), syncer)
 	admin := func(keyring *kms.Keyring) *Admin {
 		a, err := New(ctx, Options{
-			Keyring: keyring, Rows: rows, Audit: j, Primary: provider, Lease: 90 * time.Millisecond,
+			Keyring: keyring, Rows: rows, Audit: j, Primary: provider, Lease: 200 * time.Millisecond,
 			Open: func(context.Context, string) (kms.Provider, error) { return nil, ErrSpec },
 		})
 		check(err)

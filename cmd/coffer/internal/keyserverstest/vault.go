@@ -152,6 +152,16 @@ func (v *Vault) NewToken() {
 	}
 }
 
+// Token returns the token.
+func (v *Vault) Token() string {
+	v.t.Helper()
+	text, err := os.ReadFile(v.tokenFile)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return string(text)
+}
+
 // Revoke ends the token.
 func (v *Vault) Revoke() {
 	v.Call("POST", "auth/token/revoke-accessor", map[string]any{"accessor": v.accessor})

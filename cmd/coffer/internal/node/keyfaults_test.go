@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -25,6 +26,7 @@ type keyRegion struct {
 	cfg      config.Config
 	process  *Process
 	operator string
+	log      *slog.Logger
 	warm     *keyApp // its keys are in memory
 	cold     *keyApp // they can be dropped
 }
@@ -36,7 +38,12 @@ type keyApp struct {
 
 func newKeyRegion(t *testing.T, kms string, keys config.Keys) *keyRegion {
 	t.Helper()
-	r := &keyRegion{t: t, cfg: plain(production(t, ""))}
+	return startKeyRegion(t, kms, keys, nil)
+}
+
+func startKeyRegion(t *testing.T, kms string, keys config.Keys, log *slog.Logger) *keyRegion {
+	t.Helper()
+	r := &keyRegion{t: t, cfg: plain(production(t, "")), log: log}
 	r.cfg.Regions[0].KMS, r.cfg.Regions[0].Keys = kms, keys
 	var err error
 	if r.operator, err = auth.ReadSecret(r.cfg.OperatorTokenFile); err != nil {
@@ -53,7 +60,7 @@ func newKeyRegion(t *testing.T, kms string, keys config.Keys) *keyRegion {
 
 func (r *keyRegion) open() {
 	r.t.Helper()
-	p, err := Open(r.t.Context(), r.cfg, nil)
+	p, err := Open(r.t.Context(), r.cfg, r.log)
 	if err != nil {
 		r.t.Fatal(err)
 	}
