@@ -1,6 +1,8 @@
 package vault_test
 
 import (
+	"bytes"
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cofferdb/coffer/kms"
 	"github.com/cofferdb/coffer/kms/vault"
 )
 
@@ -128,6 +131,43 @@ func TestEnvironmentIsNotHeard(t *testing.T) {
 	}
 	if asked.Get("X-Vault-Request") != "true" {
 		t.Error("the request lacks X-Vault-Request, which Vault Agent may require")
+	}
+}
+
+// A namespace is of Vault Enterprise and OpenBao. The front stands for it: behind
+// it is a Vault for who names the namespace in every request, a login's too, and
+// nothing for others.
+func TestNamespace(t *testing.T) {
+	s := newServer(t)
+	front := newProxy(t, s.process.URL)
+	target, err := url.Parse(s.process.URL)
+	must(t, err)
+	pass := reverse(target)
+	front.set(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Trim(r.Header.Get("X-Vault-Namespace"), "/") != "team/eu" {
+			answering(http.StatusNotFound, "no handler for route")(w, r)
+			return
+		}
+		r.Header.Del("X-Vault-Namespace")
+		pass.ServeHTTP(w, r)
+	})
+	o := s.options()
+	o.Address = front.URL
+	o.Namespace = "team/eu/"
+	p := open(t, o)
+	key, wrap, err := p.Generate(t.Context(), binding)
+	must(t, err)
+	if got, err := p.Unwrap(t.Context(), binding, wrap); err != nil || !bytes.Equal(got, key) {
+		t.Errorf("another key, or %v", err)
+	}
+	d, err := p.Describe(t.Context())
+	must(t, err)
+	if want := strings.TrimPrefix(front.URL, "http://") + "/team/eu/transit/coffer-eu"; d.Key != want || wrap.Key != want {
+		t.Errorf("the key is %s and %s, want %s", d.Key, wrap.Key, want)
+	}
+	o.Namespace = "team/us"
+	if _, _, err := open(t, o).Generate(t.Context(), binding); !errors.Is(err, kms.ErrNotFound) {
+		t.Errorf("in another namespace: %v", err)
 	}
 }
 
