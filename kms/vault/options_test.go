@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -139,18 +140,18 @@ func TestEnvironmentIsNotHeard(t *testing.T) {
 // nothing for others.
 func TestNamespace(t *testing.T) {
 	s := newServer(t)
-	front := newProxy(t, s.process.URL)
 	target, err := url.Parse(s.process.URL)
 	must(t, err)
 	pass := reverse(target)
-	front.set(func(w http.ResponseWriter, r *http.Request) {
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Trim(r.Header.Get("X-Vault-Namespace"), "/") != "team/eu" {
 			answering(http.StatusNotFound, "no handler for route")(w, r)
 			return
 		}
 		r.Header.Del("X-Vault-Namespace")
 		pass.ServeHTTP(w, r)
-	})
+	}))
+	defer front.Close()
 	o := s.options()
 	o.Address = front.URL
 	o.Namespace = "team/eu/"
@@ -166,7 +167,7 @@ func TestNamespace(t *testing.T) {
 		t.Errorf("the key is %s and %s, want %s", d.Key, wrap.Key, want)
 	}
 	o.Namespace = "team/us"
-	if _, _, err := open(t, o).Generate(t.Context(), binding); !errors.Is(err, kms.ErrNotFound) {
+	if _, _, err := open(t, o).Generate(t.Context(), binding); !errors.Is(err, kms.ErrUnauthenticated) || !strings.Contains(err.Error(), "no such auth mount") {
 		t.Errorf("in another namespace: %v", err)
 	}
 }
