@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -44,7 +45,8 @@ func (e *Engine) Ask(ctx context.Context, ep *endpoints.Endpoint, event *journal
 		if err != nil {
 			return Answer{}, fmt.Errorf("endpoint %s: %w", ep.IDText(), err)
 		}
-		sealed, err := recipient.Seal(body)
+		mediaType, _, _ := strings.Cut(typeEvent, ";")
+		sealed, err := recipient.Seal(body, mediaType)
 		clear(body)
 		if err != nil {
 			return Answer{}, fmt.Errorf("endpoint %s: %w", ep.IDText(), err)

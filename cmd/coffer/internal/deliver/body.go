@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -47,7 +48,8 @@ func (Events) Encode(_ context.Context, dst []byte, h http.Header, e *endpoints.
 	if err != nil {
 		return dst[:start], fmt.Errorf("endpoint %s: %w", e.IDText(), err)
 	}
-	sealed, err := recipient.Seal(dst[start:])
+	mediaType, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	sealed, err := recipient.Seal(dst[start:], mediaType)
 	clear(dst[start:])
 	if err != nil {
 		return dst[:start], fmt.Errorf("endpoint %s: %w", e.IDText(), err)

@@ -149,6 +149,8 @@ func (e *Engine) Outcomes(ctx context.Context, ep *endpoints.Endpoint, q callbac
 	if err != nil {
 		return nil, err
 	}
+	reading, cancel := context.WithTimeout(ctx, detailsTime)
+	defer cancel()
 	opened := make(map[uint64][]detail)
 	for i := range list {
 		o := &list[i]
@@ -160,7 +162,7 @@ func (e *Engine) Outcomes(ctx context.Context, ep *endpoints.Endpoint, q callbac
 		}
 		details, ok := opened[o.Sequence]
 		if !ok {
-			details = e.details(ctx, ep, &o.Delivery)
+			details = e.details(reading, ep, &o.Delivery)
 			opened[o.Sequence] = details
 		}
 		for _, d := range details {
@@ -172,10 +174,13 @@ func (e *Engine) Outcomes(ctx context.Context, ep *endpoints.Endpoint, q callbac
 	return list, nil
 }
 
-// details opens the sealed part of a record; nil when it is gone.
+// detailsTime is how long the details of a list of deliveries may take, all of them:
+// while the store is away there are none.
+const detailsTime = 5 * time.Second
+
+// details opens the sealed part of a record; nil when it is gone, or cannot be read in
+// time.
 func (e *Engine) details(ctx context.Context, ep *endpoints.Endpoint, d *callbacks.Delivery) []detail {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
 	stream := journal.CallbackStream(e.Journal.Region().ID, int(d.Shard))
 	sealed, err := e.streams.Details(ctx, ep.App, stream, d.Sequence)
 	if err != nil || len(sealed) == 0 {

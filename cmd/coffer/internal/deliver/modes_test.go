@@ -1,8 +1,10 @@
 package deliver_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -45,6 +47,10 @@ func TestSealedDelivery(t *testing.T) {
 	}
 	several := map[string]bool{}
 	for _, g := range batched.all() {
+		first, _, _ := strings.Cut(string(g.body), ".")
+		if head := must[[]byte](t)(base64.RawURLEncoding.DecodeString(first)); !strings.Contains(string(head), `"cty":"application/cloudevents-batch+json"`) {
+			t.Errorf("the head of several events: %s", head)
+		}
 		var events []received
 		if err := json.Unmarshal(must[[]byte](t)(key.Open(string(g.body))), &events); err != nil {
 			t.Fatal(err)

@@ -243,7 +243,7 @@ func sealedTexts(t *testing.T) (texts []sealedText, contents []string) {
 			t.Fatal(err)
 		}
 		body := `[{"key":` + strconv.Itoa(len(texts)) + `,"text":"naïve ☕"}]`
-		text, err := r.Seal([]byte(body))
+		text, err := r.Seal([]byte(body), "application/cloudevents+json")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,8 +24,7 @@ const (
 // as compact JWE (RFC 7516): ECDH-ES, RSA-OAEP-256 or RSA-OAEP for the key (RFC
 // 7518, 4), AES-256-GCM for the content.
 type Recipient struct {
-	id        string
-	encrypter jose.Encrypter
+	key jose.Recipient
 }
 
 // ParseRecipient reads a public JSON Web Key (RFC 7517). Its `alg`, when there is
@@ -48,12 +47,11 @@ func ParseRecipient(key []byte) (*Recipient, error) {
 	if err != nil {
 		return nil, err
 	}
-	options := (&jose.EncrypterOptions{}).WithContentType("application/cloudevents+json")
-	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: algorithm, Key: jwk.Key, KeyID: jwk.KeyID}, options)
-	if err != nil {
+	r := &Recipient{key: jose.Recipient{Algorithm: algorithm, Key: jwk.Key, KeyID: jwk.KeyID}}
+	if _, err := r.encrypter(""); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrKey, err)
 	}
-	return &Recipient{id: jwk.KeyID, encrypter: encrypter}, nil
+	return r, nil
 }
 
 func algorithmOf(jwk jose.JSONWebKey) (jose.KeyAlgorithm, error) {
@@ -81,11 +79,20 @@ func algorithmOf(jwk jose.JSONWebKey) (jose.KeyAlgorithm, error) {
 }
 
 // KeyID is the key's `kid`.
-func (r *Recipient) KeyID() string { return r.id }
+func (r *Recipient) KeyID() string { return r.key.KeyID }
 
-// Seal returns the body as a compact JWE. Each call makes a new content key.
-func (r *Recipient) Seal(body []byte) (string, error) {
-	sealed, err := r.encrypter.Encrypt(body)
+func (r *Recipient) encrypter(contentType jose.ContentType) (jose.Encrypter, error) {
+	return jose.NewEncrypter(jose.A256GCM, r.key, (&jose.EncrypterOptions{}).WithContentType(contentType))
+}
+
+// Seal returns a body of a media type, which becomes the header `cty`, as a compact
+// JWE. Each call makes a new content key.
+func (r *Recipient) Seal(body []byte, mediaType string) (string, error) {
+	encrypter, err := r.encrypter(jose.ContentType(mediaType))
+	if err != nil {
+		return "", fmt.Errorf("webhook: seal a body: %w", err)
+	}
+	sealed, err := encrypter.Encrypt(body)
 	if err != nil {
 		return "", fmt.Errorf("webhook: seal a body: %w", err)
 	}

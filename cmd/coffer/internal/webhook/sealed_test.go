@@ -53,11 +53,11 @@ func TestSealed(t *testing.T) {
 			t.Fatal(err)
 		}
 		body := []byte("canary " + tt.want)
-		first, err := r.Seal(body)
+		first, err := r.Seal(body, "application/cloudevents+json")
 		if err != nil || strings.Count(first, ".") != 4 {
 			t.Fatalf("%q %v", first, err)
 		}
-		if second, err := r.Seal(body); err != nil || second == first {
+		if second, err := r.Seal(body, "application/cloudevents+json"); err != nil || second == first {
 			t.Errorf("%s: the same key twice: %v", tt.want, err)
 		}
 		parsed, err := jose.ParseEncryptedCompact(first, []jose.KeyAlgorithm{jose.KeyAlgorithm(tt.want)}, []jose.ContentEncryption{jose.A256GCM})
@@ -103,7 +103,7 @@ func FuzzParseRecipient(f *testing.F) {
 			}
 			return
 		}
-		if _, err := r.Seal([]byte("x")); err != nil {
+		if _, err := r.Seal([]byte("x"), "application/cloudevents+json"); err != nil {
 			t.Fatalf("an accepted key does not seal: %v", err)
 		}
 	})
@@ -133,7 +133,7 @@ func TestPrivateKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sealed, err := r.Seal([]byte("canary"))
+		sealed, err := r.Seal([]byte("canary"), "application/cloudevents+json")
 		if err != nil {
 			t.Fatal(err)
 		}
