@@ -1,13 +1,17 @@
 package deliver_test
 
 import (
+	"io"
 	"net/http"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/cofferdb/coffer/cmd/coffer/internal/deliver"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/endpoints"
 	"github.com/cofferdb/coffer/cmd/coffer/internal/webhook"
+	"github.com/cofferdb/coffer/projections/callbacks"
 )
 
 // TestDelivers follows events to an endpoint: all of them, once, signed, with
@@ -70,6 +74,38 @@ func TestRetries(t *testing.T) {
 	r.eventually("every event", func() bool { p := r.progress(e); return p.Done == 4 && p.Waiting == 0 })
 	if found, again := rc.counts(positions); found != 4 || again != 4 {
 		t.Errorf("%d of 4 events came, %d again; each should twice", found, again)
+	}
+}
+
+// TestCutAnswer: a success that breaks off is none, whatever its status was. The event
+// comes once more, under the same id, and is counted as tried twice.
+func TestCutAnswer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, short)
+	var mu sync.Mutex
+	var ids []string
+	rc := r.receive(func(w http.ResponseWriter, g got) bool {
+		mu.Lock()
+		ids = append(ids, g.id)
+		first := len(ids) == 1
+		mu.Unlock()
+		if !first {
+			return false
+		}
+		w.Header().Set("Content-Length", "10")
+		w.WriteHeader(http.StatusOK)
+		_, _ = io.WriteString(w, "thanks")
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	e := r.endpoint(rc.URL)
+	r.append(1, "group-1")
+	r.eventually("the event", func() bool { return r.progress(e).Done == 1 })
+	list := must[[]deliver.Outcome](t)(r.engine.Outcomes(t.Context(), &e, callbacks.Query{}))
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ids) != 2 || ids[0] != ids[1] || len(list) != 1 || list[0].Attempts != 2 {
+		t.Errorf("it came as %q: %+v", ids, list)
 	}
 }
 

@@ -1,8 +1,11 @@
 package deliver
 
 import (
+	"net/http"
 	"testing"
 	"time"
+
+	"github.com/cofferdb/coffer/journal"
 )
 
 // TestSchedule has a delivery fail for ever: its attempts end within three days,
@@ -74,5 +77,29 @@ func TestPace(t *testing.T) {
 	none := newPace(0)
 	if none.wait(now) != 0 {
 		t.Error("without a rate there is a wait")
+	}
+}
+
+// TestAnswers: 2xx is success and nothing else is, and Retry-After is read in both of
+// its forms.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	for status := range 1000 {
+		if got, want := (Answer{Status: status}).Delivered(), status >= 200 && status < 300; got != want {
+			t.Errorf("%d is delivered: %v", status, got)
+		}
+	}
+	if (Answer{Status: 200, Cause: journal.CauseTimeout}).Delivered() {
+		t.Error("an answer that was cut is delivered")
+	}
+	for text, want := range map[string]time.Duration{
+		"": 0, "0": 0, "120": 2 * time.Minute, "-1": 0, "1.5": 0, "soon": 0, "99999999999999999999": 0, "Mon, 01 Jan 2001 00:00:00 GMT": 0,
+	} {
+		if got := retryAfter(text); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+	if got := retryAfter(time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)); got < 30*time.Minute || got > time.Hour {
+		t.Errorf("a time in an hour: %s", got)
 	}
 }
