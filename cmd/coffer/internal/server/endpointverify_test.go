@@ -44,7 +44,6 @@ func (c *challenges) serve(w http.ResponseWriter, r *http.Request) {
 // TestVerification: no order of changes enables an endpoint at a URL that has not
 // given a challenge back.
 func TestVerification(t *testing.T) {
-	t.Parallel()
 	c := &challenges{}
 	c.Server = httptest.NewUnstartedServer(http.HandlerFunc(c.serve))
 	c.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
