@@ -137,7 +137,7 @@ func TestSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed, err := recipient.Seal([]byte("[" + event + "]"), "application/cloudevents-batch+json")
+	sealed, err := recipient.Seal([]byte("["+event+"]"), "application/cloudevents-batch+json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"go/ast"
+	"slices"
 	"testing"
 )
 
@@ -47,10 +48,8 @@ func TestNothingHoldsTwoRegions(t *testing.T) {
 				e = star.X
 			}
 			if id, ok := e.(*ast.Ident); ok {
-				for _, name := range regional[module+"/"+f.dir()] {
-					if id.Name == name {
-						return true
-					}
+				if slices.Contains(regional[module+"/"+f.dir()], id.Name) {
+					return true
 				}
 				return f.dir() == nodeDir && (id.Name == "region" || id.Name == "Parts")
 			}

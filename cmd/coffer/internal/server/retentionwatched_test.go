@@ -57,14 +57,14 @@ func watched() map[string]string {
 		"GET /v1/admin/keys/backups":              "- the keyring",
 		"GET /metrics":                            "- sums of the region",
 
-		"GET /{org}/{app}/chatmessages/{hour}":                       "- the address of an hour's file",
-		"GET /{org}/{app}/chatmessages/{hour}/history.gz":            "messages",
-		"POST /{org}/{app}/messages/msg_recall":                      "messages",
-		"POST /{org}/{app}/messages/recall":                          "messages",
-		"GET /{org}/{app}/callbacks/storage/info":                    "callbacks",
-		"POST /{org}/{app}/callbacks/storage/retry":                  "callbacks",
-		"POST /{org}/{app}/rest/message/roaming/chat/user/{user}":    "messages",
-		"POST /{org}/{app}/rest/message/roaming/group/user/{user}":   "messages",
+		"GET /{org}/{app}/chatmessages/{hour}":                     "- the address of an hour's file",
+		"GET /{org}/{app}/chatmessages/{hour}/history.gz":          "messages",
+		"POST /{org}/{app}/messages/msg_recall":                    "messages",
+		"POST /{org}/{app}/messages/recall":                        "messages",
+		"GET /{org}/{app}/callbacks/storage/info":                  "callbacks",
+		"POST /{org}/{app}/callbacks/storage/retry":                "callbacks",
+		"POST /{org}/{app}/rest/message/roaming/chat/user/{user}":  "messages",
+		"POST /{org}/{app}/rest/message/roaming/group/user/{user}": "messages",
 	}
 }
 
