@@ -18,7 +18,6 @@ import (
 // TestEndpointDisabledEvent: an endpoint that says that it is gone is disabled, and
 // another one of the app is told, once; replay has the event too.
 func TestEndpointDisabledEvent(t *testing.T) {
-	t.Parallel()
 	gone, other := newHooks(t), newHooks(t)
 	gone.status.Store(http.StatusGone)
 	ca := filepath.Join(t.TempDir(), "ca.pem")

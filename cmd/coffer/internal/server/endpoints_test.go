@@ -72,7 +72,6 @@ func (h *hooks) serve(w http.ResponseWriter, r *http.Request) {
 
 // TestEndpoints leads an endpoint through its life by the routes.
 func TestEndpoints(t *testing.T) {
-	t.Parallel()
 	h := newHooks(t)
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.Certificate().Raw}), 0o600); err != nil {

@@ -65,6 +65,9 @@ func newSite(t testing.TB, limits config.Limits) *site {
 
 func newSiteWith(t testing.TB, o node.DevOptions) *site {
 	t.Helper()
+	// Goroutines of tests beside it would be taken for its own: this forbids
+	// t.Parallel to a test that has a site.
+	t.Setenv("COFFER_TEST_SITE", "1")
 	leaks := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, leaks) })
 	s := &site{t: t, log: &logBuffer{}}

@@ -12,7 +12,6 @@ import (
 // TestReservedIDs: whatever the server writes on behalf of a request has an id that
 // no caller can have given before.
 func TestReservedIDs(t *testing.T) {
-	t.Parallel()
 	s := newSite(t, config.Limits{})
 	at := s.post(sent("m1", "ann", "ben", "hi"))
 	if response, body := s.attach("PUT", "pic", s.token, bytes.NewReader([]byte("x")), png()); response.StatusCode != http.StatusCreated {
