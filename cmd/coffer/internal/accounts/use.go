@@ -156,7 +156,7 @@ func (s *Store) Sweep(rows shelf.Rows, warn, tell func(ctx context.Context, w Wa
 			id := strings.TrimPrefix(w.Name, rowPrefix)
 			r, revision, err := s.load(ctx, id)
 			if err != nil || revision != w.Revision {
-				return errors.Join(err, raced(revision, w.Revision))
+				return errors.Join(err, shelf.Unchanged(revision, w.Revision))
 			}
 			return do(ctx, Warning{ID: id, Used: r.Used, Ends: s.life.Ends(r.Used)})
 		}
@@ -183,13 +183,6 @@ func (s *Store) Sweep(rows shelf.Rows, warn, tell func(ctx context.Context, w Wa
 			return nil
 		},
 	}
-}
-
-func raced(have, want uint64) error {
-	if have != want {
-		return kms.ErrRowConflict
-	}
-	return nil
 }
 
 // DestroyEpochs destroys the keys of registration data that has ended.

@@ -55,7 +55,7 @@ func (s *Store) Sweep(rows *journal.Rows, places kms.Rows, warn, tell func(ctx c
 func (s *Store) warning(ctx context.Context, rows *journal.Rows, w journal.WrittenRow) (Warning, error) {
 	present, err := rows.Load(ctx, w.Name)
 	if err != nil || present.Revision != w.Revision {
-		return Warning{}, errors.Join(err, raced(present.Revision, w.Revision))
+		return Warning{}, errors.Join(err, shelf.Unchanged(present.Revision, w.Revision))
 	}
 	r, err := parse(w.Value)
 	if err != nil {
@@ -77,11 +77,4 @@ func (s *Store) warning(ctx context.Context, rows *journal.Rows, w journal.Writt
 			return p.User, err
 		},
 	}, nil
-}
-
-func raced(have, want uint64) error {
-	if have != want {
-		return kms.ErrRowConflict
-	}
-	return nil
 }

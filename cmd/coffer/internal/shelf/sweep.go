@@ -219,6 +219,15 @@ func (s Sweep) used(row journal.WrittenRow) (time.Time, bool, error) {
 	return s.Used(row)
 }
 
+// Unchanged returns kms.ErrRowConflict for a row that is no longer at the revision
+// that a sweep came upon.
+func Unchanged(have, swept uint64) error {
+	if have != swept {
+		return kms.ErrRowConflict
+	}
+	return nil
+}
+
 // raced reports whether a row was written or removed by another in between.
 func raced(err error) bool {
 	return errors.Is(err, kms.ErrRowConflict) || errors.Is(err, kms.ErrRowNotFound)
